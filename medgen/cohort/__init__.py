@@ -1,0 +1,1 @@
+"""Cases, covariates, splits, joints, requests, and the phantom cohort."""

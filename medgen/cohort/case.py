@@ -1,0 +1,89 @@
+"""What a format yields: cases with their channels, labels and covariates, and the cohort they form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medgen.cohort.schema import Schema, Value
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the voxels of one image or label lie.
+
+    Attributes:
+        path: a NIfTI file, or a folder that holds one DICOM series.
+        component: the channel of a 4D file, None for a 3D file.
+    """
+
+    path: Path
+    component: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """One label file of a case.
+
+    Attributes:
+        source: where it lies.
+        value: None where the file's integers are the labels; otherwise the label that its non-zero voxels get.
+    """
+
+    source: Source
+    value: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan session of one subject.
+
+    Attributes:
+        case_id: unique in the cohort.
+        subject_id: cases of one subject never fall on two sides of a split.
+        images: channel name -> source; a channel of the cohort may be missing here.
+        label: label files, merged in order, later over earlier; empty where the case has no label.
+        mask: a foreground mask, where the cohort has one.
+        covariates: name -> number, level or None (missing). Names missing here count as None.
+        split: "train", "val" or "test" where the cohort fixes it, else None.
+    """
+
+    case_id: str
+    subject_id: str
+    images: Mapping[str, Source]
+    label: tuple[LabelFile, ...] = ()
+    mask: Source | None = None
+    covariates: Mapping[str, Value] = field(default_factory=dict)
+    split: str | None = None
+
+    @property
+    def has_label(self) -> bool:
+        """Whether any label file is there."""
+        return bool(self.label)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cases with what they share.
+
+    Attributes:
+        name: of the dataset.
+        root: the folder it was read from.
+        cases: sorted by case_id.
+        schema: the covariates' kinds, units, ranges and levels.
+        channels: channel names in order; the union over the cases.
+        label_names: original integer value -> name, background (0) left out; values found only in the voxels get
+            names such as ``label_7`` when the cohort is prepared.
+        format: the kind that read it.
+    """
+
+    name: str
+    root: Path
+    cases: tuple[Case, ...]
+    schema: Schema
+    channels: tuple[str, ...]
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    format: str = "bids"
+
+    def with_cases(self, cases: tuple[Case, ...]) -> "Cohort":
+        """The same cohort with other cases."""
+        return replace(self, cases=cases)

@@ -1,0 +1,1 @@
+"""One diffusion process a file."""

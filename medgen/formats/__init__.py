@@ -1,0 +1,1 @@
+"""One dataset format a file, reading and writing together."""

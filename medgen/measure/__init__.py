@@ -1,0 +1,1 @@
+"""Pure figures over arrays."""

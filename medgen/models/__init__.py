@@ -1,0 +1,1 @@
+"""Codecs, denoiser networks, embeddings, and the types that connect them."""

@@ -1,0 +1,1 @@
+"""Model -> Model wrappers, one a file."""

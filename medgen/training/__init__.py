@@ -1,0 +1,1 @@
+"""One visible loop, EMA, checkpoints, logs."""

@@ -1,0 +1,188 @@
+"""A 3D volume and its place in the world; NIfTI in and out.
+
+World space is RAS+ in millimetres. ``affine`` maps voxel indices (i, j, k) to world coordinates. Headers that medgen
+writes carry geometry and nothing else: ``descrip``, ``aux_file``, ``db_name``, ``intent_name`` and extensions are
+empty, because scanners and pipelines put names and dates there.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
+
+from medgen.errors import InputError
+from medgen.files import atomic
+
+CORNER_TOLERANCE_VOXELS = 0.01
+_SHEAR_TOLERANCE = 1e-3
+_UNIT_TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Image or label data with its affine.
+
+    Attributes:
+        data: array of shape (C, X, Y, Z); float32 for images, an integer type for labels (C = 1).
+        affine: (4, 4) float64, voxel indices to RAS+ millimetres.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert self.data.ndim == 4, f"volume data must be CXYZ, got shape {self.data.shape}"
+        assert self.affine.shape == (4, 4), f"affine must be 4x4, got {self.affine.shape}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Spatial extent (X, Y, Z) in voxels."""
+        x, y, z = self.data.shape[1:]
+        return int(x), int(y), int(z)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel along its own axes."""
+        return spacing_of(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Axis codes, for example ``RAS`` or ``LPS``."""
+        return "".join(aff2axcodes(self.affine))
+
+    def reoriented(self, axes: str = "RAS") -> "Volume":
+        """Flip and permute axes (no interpolation) so that they run towards ``axes``."""
+        change = ornt_transform(io_orientation(self.affine), axcodes2ornt(tuple(axes)))
+        spatial = apply_orientation(np.moveaxis(self.data, 0, -1), change)
+        affine = self.affine @ inv_ornt_aff(change, self.shape)
+        return Volume(np.ascontiguousarray(np.moveaxis(spatial, -1, 0)), affine)
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel edge lengths in mm from an affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(x), float(y), float(z)
+
+
+def corners_mm(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """World coordinates (8, 3) of the centres of a grid's corner voxels."""
+    index = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1).T
+    return index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def corner_gap_voxels(a: Volume, b: Volume) -> float:
+    """Largest distance between corresponding corners, in voxels of ``a``; inf where the shapes differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    gap_mm = np.linalg.norm(corners_mm(a.shape, a.affine) - corners_mm(b.shape, b.affine), axis=1).max()
+    return float(gap_mm / min(a.spacing_mm))
+
+
+def check_affine(affine: np.ndarray, path: Path) -> None:
+    """Refuse an affine that no scanner can have made.
+
+    Raises:
+        InputError: not finite, singular, voxels below 1 micrometre or above 1 metre, or sheared (qform cannot hold it).
+    """
+    if not np.isfinite(affine).all():
+        raise InputError(f"{path}: the affine is not finite; set a valid sform or qform")
+    spacing = np.array(spacing_of(affine))
+    if spacing.min() < 1e-3 or spacing.max() > 1e3:
+        raise InputError(f"{path}: voxel sizes {spacing.round(6).tolist()} mm cannot be right; mend the header")
+    directions = affine[:3, :3] / spacing
+    if abs(np.linalg.det(directions)) < 0.1:
+        raise InputError(f"{path}: the affine is singular (two axes point the same way); mend the header")
+    if np.abs(directions.T @ directions - np.eye(3)).max() > _SHEAR_TOLERANCE:
+        raise InputError(f"{path}: the affine is sheared; resample the image to a grid with right angles first")
+
+
+def read_volume(path: str | Path, *, label: bool = False) -> Volume:
+    """Read a NIfTI file.
+
+    A fourth dimension becomes channels. Units other than millimetres are converted. The sform is used where its code
+    is set, else the qform; a file with neither is refused because its place in the world is a guess.
+
+    Args:
+        path: a ``.nii`` or ``.nii.gz`` file.
+        label: read integers exactly and check that they are integers.
+
+    Raises:
+        InputError: unreadable, empty, not 3D or 4D, not finite, wrong geometry, or a label that is not integer.
+    """
+    path = Path(path)
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Pair):  # Nifti2 derives from Nifti1
+            raise InputError(f"{path} is not a NIfTI image; convert it to .nii.gz first")
+        header = image.header
+        if image.ndim not in (3, 4) or 0 in image.shape:
+            raise InputError(f"{path} has shape {image.shape}; medgen reads 3D volumes (or 4D with channels last)")
+        if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+            raise InputError(f"{path} has neither sform nor qform, so its orientation is unknown; set one")
+        data = np.asanyarray(image.dataobj)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}); copy or convert it again") from None
+    if data.dtype.kind not in "iufb":
+        raise InputError(f"{path} holds {data.dtype} values; medgen reads real-valued images")
+    affine = np.asarray(image.affine, dtype=np.float64).copy()
+    affine[:3] *= _UNIT_TO_MM.get(header.get_xyzt_units()[0], 1.0)
+    check_affine(affine, path)
+    data = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
+    return Volume(_as_label(data, path) if label else _as_image(data, path), affine)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _as_image(data: np.ndarray, path: Path) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        image = np.ascontiguousarray(data, dtype=np.float32)
+    if not np.isfinite(image).all():
+        bad = int((~np.isfinite(image)).sum())
+        raise InputError(f"{path} has {bad} voxels that are NaN or infinite (or overflow float32); mend the image")
+    return image
+
+
+def _as_label(data: np.ndarray, path: Path) -> np.ndarray:
+    if data.shape[0] != 1:
+        raise InputError(f"{path} is a label with {data.shape[0]} channels; give one integer label map")
+    if data.dtype.kind == "f":
+        if not np.isfinite(data).all() or not np.array_equal(data, np.rint(data)):
+            raise InputError(f"{path} is a label but holds values that are not integers; save it as integers")
+        if np.abs(data).max(initial=0) >= 2**31:
+            raise InputError(f"{path} holds label values beyond 32 bits; renumber them")
+    return np.ascontiguousarray(data, dtype=np.int32)
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Write a volume as NIfTI, atomically, with sform = qform (codes 1) in mm and a header free of text.
+
+    A single channel is written as 3D, several as 4D with channels last. The data type is the array's own.
+
+    Raises:
+        InputError: the affine is not one that sform and qform can both hold.
+    """
+    path = Path(path)
+    check_affine(volume.affine, path)
+    spatial = volume.data[0] if volume.data.shape[0] == 1 else np.moveaxis(volume.data, 0, -1)
+    image = nib.Nifti1Image(np.ascontiguousarray(spatial), None)
+    image.header.set_data_dtype(spatial.dtype)
+    image.set_qform(volume.affine, code=1)
+    # The quaternion rounds; writing its affine as the sform keeps the two equal to the last bit.
+    image.set_sform(image.get_qform(), code=1)
+    image.header.set_xyzt_units("mm")
+    for field in ("descrip", "aux_file", "db_name", "intent_name"):
+        image.header[field] = b""
+    image.header.extensions.clear()
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
