@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +50,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; a JSON file was expected") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); mend or remove it") from None
 
 
@@ -76,10 +78,14 @@ def inside(root: Path, relative: str | Path, *, said_in: Path) -> Path:
     Raises:
         InputError: the path leaves the folder, or nothing is there.
     """
-    resolved = (root / relative).resolve()
+    try:
+        resolved = (root / relative).resolve()
+        there = resolved.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a null byte
+        raise InputError(f"{said_in} names {str(relative)[:80]!r}, which cannot be a path ({error})"[:300]) from None
     if not resolved.is_relative_to(root.resolve()):
         raise InputError(f"{said_in} names '{relative}', which lies outside {root}; paths must stay inside it")
-    if not resolved.exists():
+    if not there:
         raise InputError(f"{said_in} names '{relative}', which does not exist under {root}")
     return resolved
 

@@ -9,6 +9,7 @@ imports no code.
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
@@ -70,10 +71,25 @@ def check_options(room: str, kind: str, function: str, options: Mapping[str, Any
             near = difflib.get_close_matches(name, list(allowed), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise InputError(f"{room} '{kind}' has no option '{name}' (it has: {', '.join(allowed) or 'none'}){hint}")
-        default = allowed[name].default
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise InputError(f"option '{name}' of {room} '{kind}' must be true or false, not {value!r}")
-        if isinstance(default, (int, float)) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise InputError(f"option '{name}' of {room} '{kind}' must be a number, not {value!r}")
-        if isinstance(default, str) and not isinstance(value, str):
-            raise InputError(f"option '{name}' of {room} '{kind}' must be text, not {value!r}")
+        expected = _expected(allowed[name], value)
+        if expected:
+            raise InputError(f"option '{name}' of {room} '{kind}' must be {expected}, not {value!r}")
+
+
+def _expected(option: inspect.Parameter, value: Any) -> str:
+    """What the option's default says that its value must be; empty where ``value`` is that."""
+    default = option.default
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):  # before int: bool is one
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int) and option.annotation not in (float, "float"):
+        return "" if is_number and isinstance(value, int) else "a whole number"
+    if isinstance(default, (int, float)):
+        if not is_number:
+            return "a number"
+        return "" if math.isfinite(value) else "a finite number"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "text"
+    if isinstance(default, (tuple, list)):
+        return "" if isinstance(value, (tuple, list)) else "a list"
+    return ""

@@ -5,22 +5,33 @@ writes carry geometry and nothing else: ``descrip``, ``aux_file``, ``db_name``, 
 empty, because scanners and pipelines put names and dates there.
 """
 
+import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.filebasedimages import FileBasedImage, ImageFileError
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from medgen.errors import InputError
 from medgen.files import atomic
 
 CORNER_TOLERANCE_VOXELS = 0.01
 _SHEAR_TOLERANCE = 1e-3
-_UNIT_TO_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+_SHEAR_OF_ROUNDING = 1e-5  # what float32 headers leave of a right angle
+_MM_PER_UNIT_CODE = (1.0, 1000.0, 1.0, 0.001)  # NIfTI's codes: unknown, metre, millimetre, micrometre
 
 
 @dataclass(frozen=True)
@@ -116,28 +127,54 @@ def read_volume(path: str | Path, *, label: bool = False) -> Volume:
     """
     path = Path(path)
     try:
-        image = nib.load(path)
+        image, available = _load(path)
         if not isinstance(image, nib.Nifti1Pair):  # Nifti2 derives from Nifti1
             raise InputError(f"{path} is not a NIfTI image; convert it to .nii.gz first")
         header = image.header
-        if image.ndim not in (3, 4) or 0 in image.shape:
+        if image.ndim not in (3, 4) or min(image.shape) < 1:
             raise InputError(f"{path} has shape {image.shape}; medgen reads 3D volumes (or 4D with channels last)")
         if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
             raise InputError(f"{path} has neither sform nor qform, so its orientation is unknown; set one")
+        # Before any memory is asked for: a damaged header may claim terabytes.
+        claimed = getattr(image.dataobj, "offset", 0) + math.prod(image.shape) * image.get_data_dtype().itemsize
+        if claimed > available:
+            raise InputError(
+                f"{path} cannot be read: its header claims {claimed} bytes, it has {available}; copy it again"
+            )
         data = np.asanyarray(image.dataobj)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as NIfTI ({_first_line(error)}); copy or convert it again") from None
     if data.dtype.kind not in "iufb":
         raise InputError(f"{path} holds {data.dtype} values; medgen reads real-valued images")
     affine = np.asarray(image.affine, dtype=np.float64).copy()
-    affine[:3] *= _UNIT_TO_MM.get(header.get_xyzt_units()[0], 1.0)
+    affine[:3] *= _mm_per_unit(header, path)
     check_affine(affine, path)
     data = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
     return Volume(_as_label(data, path) if label else _as_image(data, path), affine)
+
+
+def _load(path: Path) -> tuple[FileBasedImage, int]:
+    """The image, its voxels not read yet, and the number of bytes that its (plain) data file has."""
+    if path.name.endswith(".nii.gz"):
+        with gzip.open(path) as stream:
+            raw = stream.read()  # to the end: only there does gzip compare its checksum
+        size = {int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")}
+        kind = nib.Nifti2Image if 540 in size else nib.Nifti1Image
+        return kind.from_bytes(raw), len(raw)
+    image = nib.load(path)
+    data_file = Path(image.file_map["image"].filename or path)
+    return image, data_file.stat().st_size
+
+
+def _mm_per_unit(header: nib.Nifti1Header, path: Path) -> float:
+    code = int(header["xyzt_units"]) & 7
+    if code >= len(_MM_PER_UNIT_CODE):
+        raise InputError(f"{path} gives its voxel sizes in an unknown unit (code {code}); set xyzt_units to mm")
+    return _MM_PER_UNIT_CODE[code]
 
 
 def _first_line(error: BaseException) -> str:
@@ -156,33 +193,62 @@ def _as_image(data: np.ndarray, path: Path) -> np.ndarray:
 def _as_label(data: np.ndarray, path: Path) -> np.ndarray:
     if data.shape[0] != 1:
         raise InputError(f"{path} is a label with {data.shape[0]} channels; give one integer label map")
-    if data.dtype.kind == "f":
-        if not np.isfinite(data).all() or not np.array_equal(data, np.rint(data)):
-            raise InputError(f"{path} is a label but holds values that are not integers; save it as integers")
-        if np.abs(data).max(initial=0) >= 2**31:
-            raise InputError(f"{path} holds label values beyond 32 bits; renumber them")
+    if data.dtype.kind == "f" and not (np.isfinite(data).all() and np.array_equal(data, np.rint(data))):
+        raise InputError(f"{path} is a label but holds values that are not integers; save it as integers")
+    if data.dtype.kind != "b" and (data.max(initial=0) >= 2**31 or data.min(initial=0) < -(2**31)):
+        raise InputError(f"{path} holds label values beyond 32 bits; renumber them")
     return np.ascontiguousarray(data, dtype=np.int32)
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
     """Write a volume as NIfTI, atomically, with sform = qform (codes 1) in mm and a header free of text.
 
-    A single channel is written as 3D, several as 4D with channels last. The data type is the array's own.
+    A single channel is written as 3D, several as 4D with channels last. The data type is the array's own where NIfTI
+    tools commonly read it (bool becomes uint8, float16 float32, 64-bit integers int32).
+
+    The sform is the affine, rounded to float32 and nothing else, so that writing what was read changes no bit. The
+    qform's quaternion is less exact: near a turn by 180 degrees (slightly oblique LPS) float32 misses by up to half
+    a voxel over an image. Where it is off by more than ``CORNER_TOLERANCE_VOXELS`` its code is left at 0, so that no
+    reader takes it.
 
     Raises:
-        InputError: the affine is not one that sform and qform can both hold.
+        InputError: the affine is not one that sform and qform can both hold, or label values exceed 32 bits.
     """
     path = Path(path)
     check_affine(volume.affine, path)
+    affine = _with_right_angles(volume.affine).astype(np.float32).astype(np.float64)
     spatial = volume.data[0] if volume.data.shape[0] == 1 else np.moveaxis(volume.data, 0, -1)
-    image = nib.Nifti1Image(np.ascontiguousarray(spatial), None)
-    image.header.set_data_dtype(spatial.dtype)
-    image.set_qform(volume.affine, code=1)
-    # The quaternion rounds; writing its affine as the sform keeps the two equal to the last bit.
-    image.set_sform(image.get_qform(), code=1)
+    image = nib.Nifti1Image(_writable(spatial, path), None)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    if corner_gap_voxels(volume, Volume(volume.data, image.get_qform())) > CORNER_TOLERANCE_VOXELS:
+        image.header["qform_code"] = 0
     image.header.set_xyzt_units("mm")
     for field in ("descrip", "aux_file", "db_name", "intent_name"):
         image.header[field] = b""
     image.header.extensions.clear()
     with atomic(path) as temporary:
         nib.save(image, temporary)
+
+
+def _with_right_angles(affine: np.ndarray) -> np.ndarray:
+    """The affine as it is where only rounding shears it, else with the nearest right-angled directions."""
+    spacing = np.array(spacing_of(affine))
+    directions = affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() <= _SHEAR_OF_ROUNDING:
+        return affine
+    left, _, right = np.linalg.svd(directions)
+    straight = affine.copy()
+    straight[:3, :3] = (left @ right) * spacing
+    return straight
+
+
+def _writable(data: np.ndarray, path: Path) -> np.ndarray:
+    kind, size = data.dtype.kind, data.dtype.itemsize
+    if kind == "b":
+        data = data.astype(np.uint8)
+    elif kind == "f" and size == 2:
+        data = data.astype(np.float32)
+    elif kind in "iu" and size == 8:
+        data = _as_label(data[None], path)[0]
+    return np.ascontiguousarray(data)

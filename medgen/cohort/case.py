@@ -14,10 +14,12 @@ class Source:
     Attributes:
         path: a NIfTI file, or a folder that holds one DICOM series.
         component: the channel of a 4D file, None for a 3D file.
+        series: the SeriesInstanceUID of a DICOM series, where the folder holds several; never written anywhere.
     """
 
     path: Path
     component: int | None = None
+    series: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Cohort:
         label_names: original integer value -> name, background (0) left out; values found only in the voxels get
             names such as ``label_7`` when the cohort is prepared.
         format: the kind that read it.
+        notes: what was left out while reading and why, one sentence each (columns, rows, files).
     """
 
     name: str
@@ -83,6 +86,7 @@ class Cohort:
     channels: tuple[str, ...]
     label_names: Mapping[int, str] = field(default_factory=dict)
     format: str = "bids"
+    notes: tuple[str, ...] = ()
 
     def with_cases(self, cases: tuple[Case, ...]) -> "Cohort":
         """The same cohort with other cases."""

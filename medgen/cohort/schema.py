@@ -1,6 +1,7 @@
 """Covariates: what each column means, inferred from its values or read from a file the user edited."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -133,3 +134,8 @@ def infer(name: str, cells: Sequence[Any], unit: str = "") -> Covariate:
         return Covariate(name, "categorical", levels=levels)
     finite = [n for n in numbers if math.isfinite(n)]
     return Covariate(name, "continuous", unit, min(finite, default=None), max(finite, default=None))
+
+
+def volume_column(label_name: str) -> str:
+    """Name of the covariate that holds a label's volume in ml: ``Left-Hippocampus`` -> ``left_hippocampus_ml``."""
+    return re.sub(r"[^a-z0-9]+", "_", label_name.lower()).strip("_") + "_ml"

@@ -1,0 +1,240 @@
+"""The command line: parse, load the config, call one function. Heavy imports wait inside the commands."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medgen import __version__
+from medgen.errors import InputError
+
+app = typer.Typer(
+    name="medgen",
+    help="From a cohort of 3D medical images to a vetted synthetic dataset of image and label pairs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+train_app = typer.Typer(no_args_is_help=True, help="Train one network of an experiment.")
+model_app = typer.Typer(no_args_is_help=True, help="Look at a model folder.")
+app.add_typer(train_app, name="train")
+app.add_typer(model_app, name="model")
+
+ConfigFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the config, for example generate.n=32.")
+]
+RunFolder = Annotated[Path | None, typer.Option("--out", help="Run folder, runs/NAME by default.")]
+
+
+def main() -> None:
+    """Entry point: 2 and one sentence for what a user can mend, 130 for an interrupt."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"medgen: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("medgen: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"medgen {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: `medgen demo demo`")
+def demo(
+    out: Annotated[Path, typer.Argument(help="Run folder to write.")] = Path("demo"),
+    overrides: Overrides = None,
+) -> None:
+    """The whole way on the embedded phantom cohort: phantoms, training, at least 16 synthetic pairs, figures."""
+    packaged = Path(__file__).with_name("phantom.yaml")  # the wheel carries it; a checkout has it in configs/
+    config = packaged if packaged.exists() else Path(__file__).parents[1] / "configs" / "phantom.yaml"
+    _experiment(config, overrides, out, None)
+
+
+@app.command(epilog="Example: `medgen run configs/oasis.yaml --set data.root=$DATA/oasis`")
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
+    out: RunFolder = None,
+) -> None:
+    """Run all stages of an experiment; what is done and unchanged is skipped, what was killed goes on."""
+    _experiment(config, overrides, out, until)
+
+
+def _experiment(config: Path, overrides: list[str] | None, out: Path | None, until: str | None) -> None:
+    from medgen import pipeline
+    from medgen.config import load
+    from medgen.progress import Display
+    from medgen.summary import summary
+
+    experiment = load(config, tuple(overrides or ()))
+    folder = out or experiment.runs / experiment.name
+    with Display() as display:
+        report = pipeline.run_experiment(experiment, folder=folder, until=until, on_progress=display)
+    if not report:
+        print(f"done until {until}: {folder}")
+        return
+    print(summary(folder, report, experiment.report.volume))
+    if report["failures"]:
+        raise typer.Exit(3)
+
+
+@train_app.command("autoencoder", epilog="Example: `medgen train autoencoder configs/phantom.yaml`")
+def train_autoencoder(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+    """Train the codec (and prepare the cohort where that is not done); resumes after a kill."""
+    _experiment(config, overrides, out, "autoencoder")
+
+
+@app.command(epilog="Example: `medgen encode configs/phantom.yaml`")
+def encode(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+    """Encode the cohort into latents, training the codec first where that is not done."""
+    _experiment(config, overrides, out, "latents")
+
+
+@train_app.command("diffusion", epilog="Example: `medgen train diffusion configs/phantom.yaml`")
+def train_diffusion(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+    """Train the diffusion model and write the model folder; resumes after a kill."""
+    _experiment(config, overrides, out, "model")
+
+
+@app.command(epilog="Example: `medgen evaluate configs/phantom.yaml`")
+def evaluate(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+    """Measure an experiment's codec and samples; stages that are missing run first."""
+    _experiment(config, overrides, out, "report")
+
+
+@app.command(epilog="Example: `medgen phantom phantoms --n 64 --spacing 3`")
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder of the BIDS dataset to write.")],
+    n: Annotated[int, typer.Option(min=1, help="Number of cases.")] = 64,
+    spacing: Annotated[float, typer.Option(min=1, max=8, help="Voxel size in mm.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Seed of the cohort.")] = 0,
+    missing: Annotated[float, typer.Option(min=0, max=0.99, help="Share of covariate cells left n/a.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, all cores by default.")] = None,
+) -> None:
+    """Write the embedded cohort: phantoms with known age, sex and ventricle volume, as a BIDS dataset."""
+    from medgen.cohort.phantom import write_phantom
+    from medgen.progress import Display
+
+    with Display() as display:
+        write_phantom(
+            out,
+            n=n,
+            spacing_mm=spacing,
+            seed=seed,
+            workers=workers,
+            missing=missing,
+            on_progress=lambda done, total: display("phantom", done, total, "cases"),
+        )
+    print(f"{n} phantoms in {out}")
+
+
+@app.command(epilog="Example: `medgen prepare my_bids_folder --out prepared`")
+def prepare(
+    path: Annotated[Path, typer.Argument(help="A cohort (folder or table) or an experiment file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the prepared store.")],
+    spacing: Annotated[float | None, typer.Option(min=0.01, help="Voxel size in mm, the cohort's by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Orient, resample, normalise and crop a cohort into arrays, with the way back recorded; resumes after a kill."""
+    from medgen import config as configs
+    from medgen.progress import Display
+    from medgen.stages.data import prepare_into
+    from medgen.stages.run import Run
+
+    if path.suffix in (".yaml", ".yml"):
+        experiment = configs.load(path, tuple(overrides or ()))
+    else:
+        raw: dict[str, Any] = {"name": "prepare", "data": {"root": str(path)}, "prepare": {"spacing_mm": spacing}}
+        experiment = configs.build(raw, str(path))
+    with Display() as display:
+        store = prepare_into(Run(experiment, out, display), out, workers)
+    shape, mm = " x ".join(map(str, store.shape)), " x ".join(f"{s:g}" for s in store.spacing_mm)
+    print(f"{len(store.cases)} cases of {shape} voxels at {mm} mm in {out}")
+
+
+@app.command(epilog='Example: `medgen generate runs/oasis/model OUT --n 32 --where "age=60..80,sex=F" --seed 0`')
+def generate(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the dataset to write.")],
+    n: Annotated[int, typer.Option(min=1, help="Size of the dataset.")] = 16,
+    where: Annotated[str, typer.Option(help="What is asked for, for example age=60..80,sex=F.")] = "",
+    requests: Annotated[Path | None, typer.Option(help="A CSV or TSV with one request a row.")] = None,
+    match: Annotated[str | None, typer.Option(help="`real`: covariates as in the cohort.")] = None,
+    balance: Annotated[str | None, typer.Option(help="Flatten the joint, for example age:10y,sex.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the dataset.")] = 0,
+    shard: Annotated[str, typer.Option(help="i/N: make every N-th sample, from the i-th.")] = "1/1",
+    format: Annotated[str, typer.Option(help="bids, nnunet or decathlon.")] = "bids",
+    sampler: Annotated[str | None, typer.Option(help="Solver, the model's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the solver.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance, 1 for none.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at a time; 1 is exactly reproducible.")] = 1,
+    space: Annotated[str, typer.Option(help="native: a training case's grid; grid: the model's.")] = "native",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Allow requests the cohort never covers.")] = False,
+) -> None:
+    """Write a synthetic dataset; a second run completes what is missing and rewrites nothing."""
+    from dataclasses import replace
+
+    from medgen.cohort.requests import plan
+    from medgen.generation.contact import NAME, write_contact_sheet
+    from medgen.generation.dataset import Shard
+    from medgen.generation.dataset import generate as write_dataset
+    from medgen.generation.generator import Generator
+    from medgen.progress import Display
+
+    if space not in ("native", "grid"):
+        raise InputError(f"--space is native or grid, not '{space}'")
+    part = Shard.parse(shard)
+    generator = Generator.load(model, device=device)
+    d = generator.drawing
+    if sampler is not None and sampler != d.sampler:
+        d = replace(d, sampler=sampler, options={})
+    d = replace(
+        d, steps=steps or d.steps, guidance=d.guidance if guidance is None else guidance, batch=batch, space=space
+    )
+    generator = Generator(generator.model, d)
+    chosen = plan(
+        generator.schema,
+        generator.model.joint,
+        where=where,
+        table=requests,
+        match=match,
+        balance=balance,
+        force=force,
+    )
+    with Display() as display:
+        outcome = write_dataset(
+            generator,
+            out,
+            n,
+            chosen,
+            seed=seed,
+            shard=part,
+            format=format,
+            on_progress=lambda done, total: display("generate", done, total, "samples"),
+        )
+        if outcome.made or not (out / NAME).exists():
+            write_contact_sheet(out, out / NAME, format=format)
+    print(f"{outcome.made} samples made, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
+
+
+@model_app.command("show", epilog="Example: `medgen model show runs/phantom/model`")
+def model_show(folder: Annotated[Path, typer.Argument(help="Model folder.")]) -> None:
+    """Check a model folder's files against their SHA-256 and print its card."""
+    from medgen.generation.model import read_spec
+
+    read_spec(folder)
+    print((folder / "README.md").read_text(encoding="utf-8"))

@@ -1,0 +1,115 @@
+"""Which cases train and which validate: by subject, whatever the order of the cases, lightly stratified.
+
+Stratified: subjects are lined up by whether they have a label, then by their first covariate of words (in alphabetical
+order of the names), then by their first numeric one, and cut into as many runs of neighbours as validation has places;
+one subject of each run, drawn by (seed, subject), validates. So both sides see labelled and unlabelled, young and old.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from medgen.cohort.case import Case
+from medgen.errors import InputError
+
+SIDES = ("train", "val", "test")
+
+
+def assign(cases: Iterable[Case], *, validation: float = 0.2, seed: int = 0) -> dict[str, str]:
+    """The side of every case: ``train``, ``val`` or ``test``.
+
+    A side that the cohort fixes is kept, and its subject's other cases follow. Among the subjects left, as many
+    validate as bring the share of validation to ``validation``, at least one and never all. Only where the cohort
+    fixes every subject to train does validation take from those, because it must not be empty; a single subject
+    trains.
+
+    Args:
+        cases: in any order.
+        validation: share of the subjects that are not for testing.
+        seed: another seed, another draw.
+
+    Raises:
+        InputError: the share is not in (0, 1), or a subject is fixed to two sides.
+    """
+    if not 0 < validation < 1:
+        raise InputError(f"the share of validation must lie between 0 and 1, not {validation:g}")
+    subjects = _subjects(cases)
+    side = {subject: fixed for subject, own in subjects.items() if (fixed := _fixed(subject, own)) is not None}
+    pool = [s for s in subjects if side.get(s) != "test"]
+    free = [s for s in pool if s not in side]
+    had = sum(side.get(s) == "val" for s in pool)
+    wanted = min(max(1, round(validation * len(pool))), len(pool) - 1) - had
+    takes = free if free or had else pool
+    for subject in takes:
+        side[subject] = "train"
+    wanted = min(wanted, len(takes))
+    for run in _runs(_lined_up(takes, subjects, seed), wanted):
+        side[min(run, key=lambda s: _lot(seed, s))] = "val"
+    return {case.case_id: side[subject] for subject in subjects for case in subjects[subject]}
+
+
+def folds(cases: Iterable[Case], k: int, seed: int = 0) -> list[dict[str, str]]:
+    """K assignments for cross-validation: each subject validates once; ``test`` stays, other fixed sides are ignored.
+
+    Raises:
+        InputError: k below 2 or above the number of subjects.
+    """
+    subjects = _subjects(cases)
+    test = {s for s, own in subjects.items() if _fixed(s, own) == "test"}
+    pool = [s for s in subjects if s not in test]
+    if not 2 <= k <= len(pool):
+        raise InputError(f"{k} folds need at least 2 folds and a subject each, but the cohort has {len(pool)} subjects")
+    lined = _lined_up(pool, subjects, seed)
+    fold: dict[str, int] = {}
+    for start in range(0, len(lined), k):  # neighbours fall into different folds
+        # The last run may be short; its subjects start at a fold of their own so that fold 0 is not always larger.
+        run = sorted(lined[start : start + k], key=lambda s: _lot(seed, s))
+        fold |= {s: (i + start // k) % k for i, s in enumerate(run)}
+    return [
+        {
+            case.case_id: "test" if s in test else "val" if fold[s] == j else "train"
+            for s, own in subjects.items()
+            for case in own
+        }
+        for j in range(k)
+    ]
+
+
+def _subjects(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    result: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda c: c.case_id):
+        result.setdefault(case.subject_id, []).append(case)
+    return result
+
+
+def _fixed(subject: str, cases: Sequence[Case]) -> str | None:
+    sides = sorted({case.split for case in cases if case.split is not None})
+    for side in sides:
+        if side not in SIDES:
+            raise InputError(f"subject '{subject}' has the split '{side}'; medgen knows {', '.join(SIDES)}")
+    if len(sides) > 1:
+        raise InputError(f"subject '{subject}' is in the splits {' and '.join(sides)}; put all its cases into one")
+    return sides[0] if sides else None
+
+
+def _lined_up(names: Sequence[str], subjects: Mapping[str, Sequence[Case]], seed: int) -> list[str]:
+    """Subjects in the order of the strata; ties by lot."""
+
+    def key(subject: str) -> tuple[bool, str, float, bytes]:
+        own = subjects[subject]
+        values = [v for _, v in sorted(own[0].covariates.items())]
+        word = next((v for v in values if isinstance(v, str)), "")
+        number = next((float(v) for v in values if isinstance(v, (int, float))), 0.0)
+        return any(c.has_label for c in own), word, number, _lot(seed, subject)
+
+    return sorted(names, key=key)
+
+
+def _runs(names: Sequence[str], n: int) -> list[Sequence[str]]:
+    """N runs of neighbours, as equal as can be; none for n < 1."""
+    cuts = [i * len(names) // n for i in range(n + 1)] if n > 0 else [0]
+    return [names[a:b] for a, b in pairwise(cuts)]
+
+
+def _lot(seed: int, subject: str) -> bytes:
+    return hashlib.sha256(f"medgen/split/{seed}/{subject}".encode()).digest()

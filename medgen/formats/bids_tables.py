@@ -1,0 +1,73 @@
+"""participants.tsv and sessions.tsv, as raw text rows by case."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.errors import InputError
+from medgen.files import inside
+from medgen.formats import cells
+from medgen.formats.bids_names import Session
+from medgen.formats.columns import Columns, covariates, read_described
+from medgen.formats.tables import read_table
+
+
+def read_covariates(root: Path, cases: Sequence[Session], only: Sequence[str] | None) -> Columns:
+    """Covariates of every case: a session's own cell before the participant's.
+
+    Raises:
+        InputError: a table that cannot be read, names someone twice, or matches no subject folder.
+    """
+    table = root / "participants.tsv"
+    notes: list[str] = []
+    participants = _participants(root, cases, notes) if table.is_file() else {}
+    described: dict[str, Mapping[str, Any]] = {
+        **read_described(root / "sessions.json"),
+        **read_described(root / "participants.json"),
+    }
+    rows = {}
+    for case in cases:
+        row = {k: v for k, v in participants.get((case.sub, case.ses), participants.get((case.sub, ""), {})).items()}
+        for column, cell in _session(root, case).items():
+            if not cells.missing(cell) or column not in row:
+                row[column] = cell
+        rows[case.case_id] = row
+    found = covariates(rows, said_in=table, described=described, skip=("participant_id", "session_id"), only=only)
+    return Columns(found.schema, found.rows, tuple(notes) + found.notes)
+
+
+def _participants(root: Path, cases: Sequence[Session], notes: list[str]) -> dict[tuple[str, str], Mapping[str, str]]:
+    """Rows by (subject, session); session is empty where the table has one row a participant."""
+    path = root / "participants.tsv"
+    inside(root, path.name, said_in=root)
+    table = read_table(path)
+    if "participant_id" not in table.columns:
+        hint = "; separate columns by tabs" if len(table.columns) == 1 else ""
+        raise InputError(f"{path} has no column 'participant_id' (it has: {', '.join(table.columns)}){hint}")
+    rows: dict[tuple[str, str], Mapping[str, str]] = {}
+    for row in table.rows:
+        sub = row["participant_id"].removeprefix("sub-")
+        ses = row.get("session_id", "").removeprefix("ses-")
+        if not sub:
+            raise InputError(f"{path} has a row without participant_id; fill it in or remove the row")
+        if (sub, ses) in rows:
+            raise InputError(f"{path} names participant_id 'sub-{sub}' twice; keep one row")
+        rows[sub, ses] = row
+    with_images, with_rows = {c.sub for c in cases}, {sub for sub, _ in rows}
+    if rows and not with_images & with_rows:
+        raise InputError(f"{path}: no participant_id is the name of a sub-* folder of {root}; mend the ids")
+    if without := len(with_rows - with_images):
+        notes.append(f"{path}: {without} participants have no image and are left out")
+    if without := len(with_images - with_rows):
+        notes.append(f"{path}: {without} subjects with images have no row; their covariates are missing")
+    return rows
+
+
+def _session(root: Path, case: Session) -> Mapping[str, str]:
+    """The cells of a case's session in ``sub-*/sub-*_sessions.tsv``."""
+    path = root / f"sub-{case.sub}" / f"sub-{case.sub}_sessions.tsv"
+    if not case.ses or not path.is_file():
+        return {}
+    inside(root, path.relative_to(root), said_in=root)
+    keyed = {k.removeprefix("ses-"): row for k, row in read_table(path).keyed("session_id").items()}
+    return {k: v for k, v in keyed.get(case.ses, {}).items() if k not in ("participant_id", "session_id")}

@@ -1,0 +1,130 @@
+"""A synthetic dataset on disk: resumable, sharded, every sample committed by its sidecar."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medgen.cohort.requests import RequestPlan
+from medgen.cohort.schema import Covariate, Schema, volume_column
+from medgen.errors import InputError
+from medgen.files import remove_partials
+from medgen.formats.detect import open_writer
+from medgen.formats.writer import DatasetInfo, Writer
+from medgen.generation.generator import Generator, provenance
+from medgen.sampling.noise import Key
+
+_SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard ``number`` (from 1) of ``count``: every count-th sample."""
+
+    number: int = 1
+    count: int = 1
+
+    @staticmethod
+    def parse(text: str) -> "Shard":
+        """From ``i/N``.
+
+        Raises:
+            InputError: not of that form, or i outside 1 to N.
+        """
+        match = _SHARD.fullmatch(text.strip())
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise InputError(f"--shard needs i/N with i from 1 to N, such as 2/4; '{text}' is not")
+        return Shard(int(match[1]), int(match[2]))
+
+    def indices(self, n: int) -> range:
+        """Sample numbers of this shard among 0 .. n - 1."""
+        return range(self.number - 1, n, self.count)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of :func:`generate` did: samples found complete, samples made, leftovers removed."""
+
+    found: int
+    made: int
+    removed: int
+
+
+def dataset_info(generator: Generator) -> DatasetInfo:
+    """What an exporter must know of the dataset."""
+    spec = generator.model.spec
+    volumes = [volume_column(name) for name in spec.label_names[1:]]
+    columns: list[Covariate] = []
+    for c in generator.schema.covariates:
+        columns.append(Covariate(f"requested_{c.name}", c.kind, c.unit) if c.name in volumes else c)
+    columns += [Covariate(name, "continuous", "ml") for name in volumes]
+    labels = dict(zip(spec.label_values[1:], spec.label_names[1:], strict=True))
+    about = {"model_sha256": generator.model.sha256, "trained_on": dict(spec.trained_on)}
+    return DatasetInfo(f"{spec.name} synthetic", spec.channels, labels, Schema(tuple(columns)), about)
+
+
+def generate(
+    generator: Generator,
+    out: Path,
+    n: int,
+    plan: RequestPlan,
+    *,
+    seed: int = 0,
+    shard: Shard | None = None,
+    format: str = "bids",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Write samples 0 .. n - 1 (those of the shard) that are not there yet.
+
+    Files that a killed run left without a sidecar are removed first; complete samples are not touched.
+
+    Args:
+        generator: draws the samples.
+        out: folder of the dataset; several shards write into one.
+        n: size of the dataset.
+        plan: what each sample is asked to be.
+        seed: of the dataset.
+        shard: which part to make, all by default.
+        format: kind of exporter.
+        on_progress: called with (done, total) of this shard.
+
+    Raises:
+        InputError: ``out`` holds samples of another model, seed, request or drawing.
+    """
+    shard = shard or Shard()
+    indices = list(shard.indices(n))
+    keys = {f"syn{i:06d}": Key(seed, i) for i in indices}
+    writer: Writer = open_writer(format, out, dataset_info(generator))
+    mine = set(keys)
+    leftovers = writer.uncommitted()
+    if shard.count == 1:
+        remove_partials(out)
+    else:  # other shards may be writing theirs right now
+        leftovers &= mine
+    for sample_id in sorted(leftovers):
+        writer.discard(sample_id)
+    done = writer.committed()
+    expected = {**provenance(generator.model.sha256, generator.drawing), "seed": seed, "plan": plan.describe()}
+    for sample_id in sorted(done):
+        _same_dataset(writer.sidecar(sample_id), expected, out)
+    waiting = [k for sample_id, k in keys.items() if sample_id not in done]
+    made, batch = 0, generator.drawing.batch
+    for start in range(0, len(waiting), batch):
+        part = waiting[start : start + batch]
+        rows = [plan.row(key.index, seed) for key in part]
+        for sample in generator.draw(rows, part):
+            writer.write(replace(sample, sidecar={**sample.sidecar, "plan": plan.describe()}))
+            made += 1
+        if on_progress:
+            on_progress(len(indices) - len(waiting) + made, len(indices))
+    writer.close()
+    return Outcome(len(indices) - len(waiting), made, len(leftovers))
+
+
+def _same_dataset(sidecar: dict[str, Any], expected: dict[str, Any], out: Path) -> None:
+    """A folder holds one dataset: one model, seed, plan and way of drawing."""
+    names = {"model_sha256": "model", "seed": "seed", "plan": "request", "drawing": "sampler setting"}
+    for key, word in names.items():
+        if sidecar.get(key) != expected[key]:
+            raise InputError(f"{out} already holds samples of another {word}; choose another output folder")

@@ -1,0 +1,170 @@
+"""A model is a folder: ``model.json``, two safetensors files and a README. Nothing is unpickled."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from medgen import __version__
+from medgen.cohort.joint import Joint
+from medgen.cohort.schema import Schema
+from medgen.diffusion.process import Process
+from medgen.errors import InputError
+from medgen.files import atomic, read_json, sha256_file, write_json, write_text
+from medgen.generation.card import model_card
+from medgen.models.codec import Codec
+from medgen.models.condition import ConditionEncoder
+from medgen.registry import resolve
+from medgen.store.latents import LatentStatistics
+
+FORMAT = 1
+WEIGHTS = ("codec.safetensors", "network.safetensors")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A plug-in and its options, as the registry resolves them."""
+
+    kind: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All of a model but its weights, JSON-able.
+
+    Attributes:
+        name: of the experiment.
+        channels: image channels in order.
+        label_values: original label values by id, background first; empty for a model without labels.
+        label_names: their names by id.
+        spacing_mm: of the grid the model works on.
+        shape: of that grid.
+        latent_shape: (C, x, y, z).
+        codec: kind and options.
+        process: kind and options.
+        network: kind and options.
+        encoder: the condition encoder (the columns it was trained on, presence flags included).
+        schema: the covariates users may ask for.
+        joint: their joint distribution over the training cases.
+        statistics: mean and standard deviation of each latent channel.
+        records: geometry and intensity of the training cases, without their names.
+        sampling: default sampler, options, steps, guidance.
+        trained_on: counts for the model card.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    label_values: tuple[int, ...]
+    label_names: tuple[str, ...]
+    spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int, int]
+    codec: Kind
+    process: Kind
+    network: Kind
+    encoder: Mapping[str, Any]
+    schema: list[dict[str, Any]]
+    joint: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+    records: list[dict[str, Any]]
+    sampling: Mapping[str, Any]
+    trained_on: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to sample: networks in evaluation mode on the device."""
+
+    spec: ModelSpec
+    codec: Codec
+    network: torch.nn.Module
+    process: Process
+    encoder: ConditionEncoder
+    schema: Schema
+    joint: Joint
+    statistics: LatentStatistics
+    device: torch.device
+    sha256: str
+
+
+def save_model(
+    folder: Path, spec: ModelSpec, codec: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]
+) -> None:
+    """Write a model folder; ``model.json`` last, with the SHA-256 of every other file."""
+    for name, state in zip(WEIGHTS, (codec, network), strict=True):
+        with atomic(folder / name) as temporary:
+            save_file({key: t.detach().cpu().contiguous() for key, t in state.items()}, temporary)
+    write_text(folder / "README.md", model_card(asdict(spec)))
+    hashes = {name: sha256_file(folder / name) for name in (*WEIGHTS, "README.md")}
+    write_json(folder / "model.json", {"format": FORMAT, "medgen": __version__, **asdict(spec), "sha256": hashes})
+
+
+def read_spec(folder: Path) -> tuple[ModelSpec, str]:
+    """The spec of a model folder and the SHA-256 of its ``model.json``.
+
+    Raises:
+        InputError: not a model folder, made by a newer medgen, or a file that is missing or was changed.
+    """
+    path = folder / "model.json"
+    if not path.exists():
+        raise InputError(f"{folder} is not a model folder: it holds no model.json; give runs/NAME/model")
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise InputError(f"{path} has another format than this medgen ({__version__}) reads; train or convert it again")
+    for name, expected in raw["sha256"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+            raise InputError(f"{folder / name} is missing or not the file model.json describes; copy the model again")
+    fields = {key: raw[key] for key in ModelSpec.__dataclass_fields__}
+    for key in ("channels", "label_values", "label_names", "spacing_mm", "shape", "latent_shape"):
+        fields[key] = tuple(fields[key])
+    for key in ("codec", "process", "network"):
+        fields[key] = Kind(**fields[key])
+    return ModelSpec(**fields), sha256_file(path)
+
+
+def load_model(folder: Path, device: torch.device) -> LoadedModel:
+    """Load a model folder, weights strictly.
+
+    Raises:
+        InputError: see :func:`read_spec`; or weights that do not fit the networks.
+    """
+    spec, sha256 = read_spec(folder)
+    encoder = ConditionEncoder.from_json(spec.encoder)
+    codec = build_codec(spec.codec, len(spec.channels), len(spec.label_values))
+    network = build_network(spec.network, spec.latent_shape[0], encoder.schema)
+    for name, module in zip(WEIGHTS, (codec, network), strict=True):
+        try:
+            module.load_state_dict(load_file(folder / name), strict=True)
+        except (SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0][:160]
+            raise InputError(f"{folder / name} does not fit the network model.json describes ({reason})") from None
+        module.to(device).eval().requires_grad_(False)
+    return LoadedModel(
+        spec=spec,
+        codec=codec,
+        network=network,
+        process=resolve("diffusion", spec.process.kind, "build")(**spec.process.options),
+        encoder=encoder,
+        schema=Schema.from_json(spec.schema),
+        joint=Joint.from_json(spec.joint),
+        statistics=LatentStatistics(tuple(spec.statistics["mean"]), tuple(spec.statistics["std"])),
+        device=device,
+        sha256=sha256,
+    )
+
+
+def build_codec(kind: Kind, image_channels: int, labels: int) -> Codec:
+    """A codec with fresh weights."""
+    codec: Codec = resolve("models", kind.kind, "build")(image_channels, labels, **kind.options)
+    return codec
+
+
+def build_network(kind: Kind, latent_channels: int, schema: Schema) -> torch.nn.Module:
+    """A denoiser network with fresh weights."""
+    network: torch.nn.Module = resolve("models", kind.kind, "build")(latent_channels, schema, **kind.options)
+    return network

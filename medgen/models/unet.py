@@ -1,0 +1,104 @@
+"""MONAI's DiffusionModelUNet behind the ``Network`` seam."""
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import nn
+
+from medgen.cohort.schema import Schema
+from medgen.errors import InputError
+from medgen.models.condition import Condition
+from medgen.models.embedding import CovariateEmbedding
+
+
+class ConditionedUNet(nn.Module):
+    """Latent, time and covariates -> prediction of the same shape as the latent.
+
+    Each covariate is a token for the cross-attention (Rombach et al. 2022, arXiv:2112.10752), and their summary is
+    added to the timestep embedding. MONAI adds ``class_embedding(class_labels)`` there, and so the class table is
+    replaced by an identity that takes the summary.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        schema: Schema,
+        channels: tuple[int, ...],
+        attention: tuple[bool, ...],
+        res_blocks: int,
+        norm_groups: int,
+        head_channels: int,
+        token_width: int,
+    ) -> None:
+        super().__init__()
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            num_res_blocks=res_blocks,
+            channels=channels,
+            attention_levels=attention,
+            norm_num_groups=norm_groups,
+            num_head_channels=head_channels,
+            with_conditioning=True,
+            cross_attention_dim=token_width,
+            num_class_embeds=1,
+            use_flash_attention=True,
+        )
+        self.unet.class_embedding = nn.Identity()  # type: ignore[assignment]
+        self.covariates = CovariateEmbedding(schema, token_width, 4 * channels[0])
+        self.factor = 2 ** (len(channels) - 1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
+        """Predict for latents (B, C, X, Y, Z) at times (B,) in [0, 1]."""
+        assert all(n % self.factor == 0 for n in x.shape[2:]), (
+            f"latent {tuple(x.shape)} is not a multiple of {self.factor}"
+        )
+        tokens, summary = self.covariates(cond)
+        # MONAI's sinusoidal table spans timesteps of 0 to 1000.
+        return self.unet(x, 1000.0 * time, context=tokens, class_labels=summary)
+
+
+def factor(*, channels: Sequence[int] = (32, 64, 96)) -> int:
+    """The multiple that each latent axis must have."""
+    return int(2 ** (len(channels) - 1))
+
+
+def build(
+    latent_channels: int,
+    schema: Schema,
+    *,
+    channels: Sequence[int] = (32, 64, 96),
+    attention: Sequence[bool] = (False, False, True),
+    res_blocks: int = 1,
+    norm_groups: int = 16,
+    head_channels: int = 32,
+    token_width: int = 64,
+) -> ConditionedUNet:
+    """Build the network.
+
+    Args:
+        latent_channels: C of the latents.
+        schema: the covariates it is conditioned on.
+        channels: width of each level, multiples of ``norm_groups``.
+        attention: which levels attend (to themselves and to the covariates).
+        res_blocks: residual blocks a level.
+        norm_groups: groups of each GroupNorm.
+        head_channels: width of an attention head.
+        token_width: width of a covariate's token.
+
+    Raises:
+        InputError: widths that do not fit each other.
+    """
+    if len(channels) != len(attention):
+        raise InputError(
+            f"diffusion.network_options: channels {list(channels)} and attention {list(attention)} differ in length"
+        )
+    if any(c % norm_groups for c in channels):
+        raise InputError(
+            f"diffusion.network_options: channels {list(channels)} must be multiples of norm_groups {norm_groups}"
+        )
+    return ConditionedUNet(
+        latent_channels, schema, tuple(channels), tuple(attention), res_blocks, norm_groups, head_channels, token_width
+    )

@@ -1,0 +1,169 @@
+"""The stages of one experiment: run in order, each resumable, each skipped while nothing it depends on has changed.
+
+A stage's hash covers its part of the config, its version and the hashes of the stages it reads. A finished stage of
+another hash is never overwritten: it is set aside in ``stale/`` and comes back when its config does.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medgen.config import Config
+from medgen.errors import InputError
+from medgen.files import digest, read_json, write_json, write_text
+from medgen.stages import codec, data, diffusion, product
+from medgen.stages.run import Run, StageProgress, check
+
+_STATE = "stages.json"
+_UNHASHED = {"log_every", "validate_every", "checkpoint_seconds"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: also of its folder.
+        work: does it, resuming what is there.
+        part: the part of the config (and of the input) it depends on.
+        reads: stages whose results it reads.
+        version: raised when its results change for the same config.
+        own_cache: its folder keeps what is still valid by itself, and so is not set aside.
+        skip: whether the experiment has no need of it.
+    """
+
+    name: str
+    work: Callable[[Run], None]
+    part: Callable[[Run], Any]
+    reads: tuple[str, ...] = ()
+    version: int = 1
+    own_cache: bool = False
+    skip: Callable[[Run], bool] = lambda run: False
+
+
+def _phantom(run: Run) -> Any:
+    return run.phantom.model_dump() if run.phantom else None
+
+
+def _training(section: Any) -> Any:
+    raw = section.model_dump(mode="json")
+    raw["training"] = {k: v for k, v in raw["training"].items() if k not in _UNHASHED}
+    return raw
+
+
+def _prepared(run: Run) -> Any:
+    source = run.config.data.model_dump(mode="json", exclude={"phantom", "root"})
+    return {"data": source, "files": data.fingerprint(run), "prepare": run.prepare_options(), "seed": run.config.seed}
+
+
+def _synthetic(run: Run) -> Any:
+    return run.config.generate.model_dump(mode="json", exclude={"batch"})
+
+
+STAGES = (
+    Stage("cohort", data.cohort, _phantom, own_cache=True, skip=lambda run: run.phantom is None),
+    Stage("prepared", data.prepared, _prepared, ("cohort",), own_cache=True),
+    Stage(
+        "autoencoder",
+        codec.autoencoder,
+        lambda run: [_training(run.config.autoencoder), run.config.seed],
+        ("prepared",),
+    ),
+    Stage(
+        "latents", codec.latents, lambda run: run.config.latents.model_dump(mode="json"), ("prepared", "autoencoder")
+    ),
+    Stage(
+        "diffusion",
+        diffusion.diffusion,
+        lambda run: [_training(run.config.diffusion), run.covariate_options(), run.config.seed],
+        ("prepared", "latents"),
+    ),
+    Stage(
+        "model",
+        product.model,
+        lambda run: run.config.generate.model_dump(
+            mode="json", include={"sampler", "sampler_options", "steps", "guidance"}
+        ),
+        ("prepared", "latents", "diffusion"),
+    ),
+    Stage("synthetic", product.synthetic, _synthetic, ("model",)),
+    Stage("report", product.report, lambda run: run.config.report.model_dump(mode="json"), ("synthetic", "prepared")),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def run_experiment(
+    config: Config,
+    *,
+    folder: Path | None = None,
+    until: str | None = None,
+    on_progress: StageProgress | None = None,
+) -> Mapping[str, Any]:
+    """Run an experiment's stages in order.
+
+    Args:
+        config: the experiment.
+        folder: the run folder, ``runs/NAME`` by default.
+        until: the last stage to run.
+        on_progress: called with (stage, done, total, remark).
+
+    Returns:
+        The report, empty where it was not reached.
+
+    Raises:
+        InputError: something a user can mend; stages finished before it stay.
+    """
+    if until is not None and until not in NAMES:
+        raise InputError(f"--until names no stage '{until}' (stages: {', '.join(NAMES)})")
+    run = Run(config, folder or config.runs / config.name, on_progress or (lambda *_: None))
+    check(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / "config.yaml", run.config_text())
+    state = read_json(run.folder / _STATE) if (run.folder / _STATE).exists() else {}
+    hashes: dict[str, str] = {}
+    for stage in STAGES:
+        if not stage.skip(run):
+            hashes[stage.name] = _run_stage(run, stage, state, hashes)
+        if stage.name == until:
+            return {}
+    report: Mapping[str, Any] = read_json(run.folder / "report" / "report.json")
+    return report
+
+
+def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[str, str]) -> str:
+    """Run one stage if it must; returns what later stages hash: the identity of its result."""
+    read = {name: hashes[name] for name in stage.reads if name in hashes}
+    mine = digest([stage.name, stage.version, stage.part(run), read])
+    before = state.get(stage.name, {})
+    folder = run.folder / stage.name
+    if before.get("hash") == mine and before.get("finished") and folder.exists():
+        run.progress(stage.name, 1, 1, "unchanged")
+        return str(before["result"])
+    if before.get("hash") not in (None, mine) and folder.exists() and not stage.own_cache:
+        _set_aside(run.folder, stage.name, before["hash"])
+    _bring_back(run.folder, stage.name, mine)
+    state[stage.name] = {"hash": mine, "finished": False}
+    write_json(run.folder / _STATE, state)
+    start = time.monotonic()
+    stage.work(run)
+    # A stage that caches by content is known by what it made; a training by what it was told.
+    result = data.result_digest(run, stage.name) if stage.own_cache else mine
+    seconds = round(time.monotonic() - start, 1)
+    state[stage.name] = {"hash": mine, "finished": True, "result": result, "seconds": seconds}
+    write_json(run.folder / _STATE, state)
+    return result
+
+
+def _set_aside(run_folder: Path, name: str, old_hash: str) -> None:
+    target = run_folder / "stale" / f"{name}-{old_hash}"
+    target.parent.mkdir(exist_ok=True)
+    if not target.exists():
+        (run_folder / name).rename(target)
+
+
+def _bring_back(run_folder: Path, name: str, new_hash: str) -> None:
+    source = run_folder / "stale" / f"{name}-{new_hash}"
+    if source.exists() and not (run_folder / name).exists():
+        source.rename(run_folder / name)

@@ -1,0 +1,127 @@
+"""The index of a prepared cohort, from its cases' rows."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medgen.cohort.case import Cohort
+from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
+from medgen.errors import InputError
+from medgen.prepare.intensity import IntensityRecord
+from medgen.prepare.options import PrepareOptions
+from medgen.prepare.plan import Plan
+from medgen.prepare.quality import flag_outliers
+from medgen.store.prepared import FORMAT
+
+Row = Mapping[str, Any]
+
+
+def build_index(
+    cohort: Cohort,
+    plan: Plan,
+    options: PrepareOptions,
+    keys: Sequence[str],
+    rows: Sequence[Row],
+    conditions: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Everything of ``index.json``.
+
+    Args:
+        cohort: whose cases the rows are, in order.
+        plan: the shared grid.
+        options: recorded.
+        keys: of the cases.
+        rows: what each case's JSON holds.
+        conditions: covariates to keep in the schema; None keeps all.
+
+    Raises:
+        InputError: an unknown condition.
+    """
+    names = label_names(cohort, plan.label_values)
+    volumes = [volume_column(name) for name in names[1:]]
+    values = [
+        _covariates(case.covariates, cohort.schema, volumes, row) for case, row in zip(cohort.cases, rows, strict=True)
+    ]
+    # A volume measured here replaces a column of that name: it is the one that generated labels are measured by.
+    own = Schema(tuple(c for c in cohort.schema.covariates if c.name not in volumes))
+    schema = with_ranges(own.joined(Schema(tuple(Covariate(v, "continuous", "ml") for v in volumes))), values)
+    if conditions is not None:
+        schema = schema.only(conditions)
+    flags = flag_outliers([_figures(row, volumes) for row in rows])
+    borrowed = [_typical([row["intensity"][c] for row in rows], name) for c, name in enumerate(plan.channels)]
+    cases = [
+        {
+            "key": key,
+            "case_id": case.case_id,
+            "subject_id": case.subject_id,
+            "split": case.split,
+            "covariates": {name: known[name] for name in schema.names},
+            "has_label": row["volumes_ml"] is not None,
+            "channels_present": [r is not None for r in row["intensity"]],
+            "geometry": row["geometry"],
+            "intensity": [borrowed[c] if r is None else r for c, r in enumerate(row["intensity"])],
+            "quality": {**row["quality"], "outliers": flag},
+        }
+        for key, case, known, row, flag in zip(keys, cohort.cases, values, rows, flags, strict=True)
+    ]
+    return {
+        "format": FORMAT,
+        "name": cohort.name,
+        "channels": list(plan.channels),
+        "label_values": list(plan.label_values),
+        "label_names": list(names),
+        "schema": [{**c, "levels": list(c["levels"])} for c in schema.to_json()],
+        "spacing_mm": list(plan.spacing_mm),
+        "shape": list(plan.shape),
+        "stride": options.stride,
+        "options": _plain(options.to_json()),
+        "cases": cases,
+    }
+
+
+def label_names(cohort: Cohort, label_values: Sequence[int]) -> tuple[str, ...]:
+    """Name of each label id: the cohort's, or ``label_<value>``; a name used twice gets its value appended."""
+    names = ["background"]
+    for value in label_values[1:]:
+        name = cohort.label_names.get(value, f"label_{value}")
+        names.append(f"{name}_{value}" if name in names else name)
+    return tuple(names)
+
+
+def _covariates(given: Mapping[str, Value], schema: Schema, volumes: Sequence[str], row: Row) -> dict[str, Value]:
+    measured = row["volumes_ml"]
+    values: dict[str, Value] = {name: given.get(name) for name in schema.names}
+    for i, name in enumerate(volumes):
+        # An unlabelled case may still bring a volume that somebody else measured.
+        known = given.get(name)
+        values[name] = measured[i] if measured is not None else known if isinstance(known, (int, float)) else None
+    return values
+
+
+def _figures(row: Row, volumes: Sequence[str]) -> dict[str, float | None]:
+    figures = {k: v for k, v in row["quality"].items() if k.startswith("snr_") or k.endswith("_share")}
+    measured = row["volumes_ml"] or [None] * len(volumes)
+    return {**figures, **dict(zip(volumes, measured, strict=True))}
+
+
+def _typical(records: Sequence[Mapping[str, Any] | None], channel: str) -> dict[str, Any]:
+    """A record for cases without the channel: the medians of those that have it."""
+    known = [IntensityRecord.from_json(r) for r in records if r is not None]
+    if not known:
+        raise InputError(f"no case has the channel '{channel}'; leave it out of the channels")
+    backgrounds = [r.background for r in known if r.background is not None]
+    return IntensityRecord(
+        lo=statistics.median(r.lo for r in known),
+        hi=statistics.median(r.hi for r in known),
+        integer=statistics.median_low(int(r.integer) for r in known) == 1,
+        background=statistics.median_low(backgrounds) if 2 * len(backgrounds) > len(known) else None,
+        n4=known[0].n4,
+        borrowed=True,
+    ).to_json()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that the index compares equal to itself read back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

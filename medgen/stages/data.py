@@ -1,0 +1,76 @@
+"""Stages cohort and prepared: from a folder to arrays."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medgen.cohort import schema_file, splits
+from medgen.cohort.case import Cohort
+from medgen.cohort.phantom import write_phantom
+from medgen.files import digest, read_json
+from medgen.formats.detect import read_cohort
+from medgen.prepare.run import prepare_cohort
+from medgen.stages.run import Run
+from medgen.store.prepared import Prepared
+
+
+def fingerprint(run: Run) -> Any:
+    """Names, sizes and times of the input files: enough to see that something changed; contents decide after that."""
+    if run.phantom:
+        return None
+    files = [run.root] if run.root.is_file() else sorted(p for p in run.root.rglob("*") if p.is_file())
+    return [[str(p.relative_to(run.root)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def result_digest(run: Run, stage: str) -> str:
+    """Identity of what a content-cached stage made."""
+    index = run.folder / stage / "index.json"
+    return digest(read_json(index)) if index.exists() else digest(_file_list(run.folder / stage))
+
+
+def _file_list(folder: Path) -> list[Any]:
+    return [[str(p.relative_to(folder)), p.stat().st_size] for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def cohort(run: Run) -> None:
+    """Write the phantom cohort."""
+    assert run.phantom is not None
+    p = run.phantom
+    progress = run.stage_progress("cohort")
+    write_phantom(
+        run.folder / "cohort",
+        n=p.n,
+        spacing_mm=p.spacing_mm,
+        seed=p.seed,
+        workers=run.config.workers,
+        missing=p.missing,
+        on_progress=lambda done, total: progress(done, total, "phantoms"),
+    )
+
+
+def read(run: Run) -> Cohort:
+    """The cohort with every case's side of the split."""
+    data = run.config.data
+    found = read_cohort(run.root, format=data.format, **data.options)
+    if run.config.covariates.schema_file:
+        found = schema_file.apply(found, run.config.covariates.schema_file)
+    sides = splits.assign(found.cases, validation=data.validation, seed=run.config.seed)
+    return found.with_cases(tuple(replace(case, split=sides[case.case_id]) for case in found.cases))
+
+
+def prepared(run: Run) -> None:
+    """Scans to arrays."""
+    prepare_into(run, run.folder / "prepared", run.config.workers)
+
+
+def prepare_into(run: Run, out: Path, workers: int | None) -> Prepared:
+    """Prepare a run's cohort into a folder."""
+    progress = run.stage_progress("prepared")
+    return prepare_cohort(
+        read(run),
+        out,
+        run.prepare_options(),
+        workers=workers or os.cpu_count() or 1,
+        on_progress=progress,
+    )

@@ -1,0 +1,90 @@
+"""Latents on disk: posterior mean and logvar of every case, and the dataset's statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medgen.errors import InputError
+from medgen.files import atomic, read_json, write_json
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of each latent channel over the whole training set.
+
+    One batch's scale, the usual shortcut, makes generation depend on which batch it was. The spread counts the
+    posterior's own variance: Var z = Var(mean) + E[exp(logvar)].
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def standardise(self, z: torch.Tensor) -> torch.Tensor:
+        """(z - mean) / std for (B, C, X, Y, Z)."""
+        mean, std = self._tensors(z)
+        return (z - mean) / std
+
+    def restore(self, x: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`standardise`."""
+        mean, std = self._tensors(x)
+        return x * std + mean
+
+    def _tensors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (1, -1, 1, 1, 1)
+        mean, std = (
+            torch.tensor(v, device=like.device, dtype=torch.float32).reshape(shape) for v in (self.mean, self.std)
+        )
+        return mean, std
+
+    @staticmethod
+    def measure(mean: np.ndarray, logvar: np.ndarray) -> "LatentStatistics":
+        """From arrays (N, C, x, y, z), in float64."""
+        axes = (0, 2, 3, 4)
+        centre = mean.mean(axis=axes, dtype=np.float64)
+        variance = mean.var(axis=axes, dtype=np.float64) + np.exp(logvar.astype(np.float64)).mean(axis=axes)
+        return LatentStatistics(tuple(centre.tolist()), tuple(np.sqrt(variance).clip(min=1e-6).tolist()))
+
+
+class Latents:
+    """A folder of latents: ``mean.npy``, ``logvar.npy`` (N, C, x, y, z) and ``index.json``, written last.
+
+    Row r belongs to case ``cases[r]`` (its index in the prepared store); ``mirrored[r]`` says that it encodes the
+    left-right flipped case.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        raw = read_json(folder / "index.json")
+        self.cases: list[int] = raw["cases"]
+        self.mirrored: list[bool] = raw["mirrored"]
+        self.statistics = LatentStatistics(tuple(raw["mean"]), tuple(raw["std"]))
+        try:
+            self.mean = np.load(folder / "mean.npy", mmap_mode="r", allow_pickle=False)
+            self.logvar = np.load(folder / "logvar.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise InputError(f"{folder} holds damaged latents; remove it and run again") from None
+
+    def rows(self, cases: Sequence[int], *, mirrored: bool = True) -> list[int]:
+        """Rows of the given cases."""
+        wanted = set(cases)
+        return [r for r, c in enumerate(self.cases) if c in wanted and (mirrored or not self.mirrored[r])]
+
+    @staticmethod
+    def write(
+        folder: Path,
+        mean: np.ndarray,
+        logvar: np.ndarray,
+        cases: Sequence[int],
+        mirrored: Sequence[bool],
+        statistics: LatentStatistics,
+    ) -> "Latents":
+        """Write and open."""
+        for name, array in (("mean.npy", mean), ("logvar.npy", logvar)):
+            with atomic(folder / name) as temporary, temporary.open("wb") as stream:
+                np.save(stream, array.astype(np.float32), allow_pickle=False)
+        index: dict[str, Any] = {"cases": list(cases), "mirrored": list(mirrored)}
+        write_json(folder / "index.json", {**index, "mean": statistics.mean, "std": statistics.std})
+        return Latents(folder)

@@ -1,0 +1,151 @@
+"""Prepared volumes on disk: one folder, one memory-mapped array a case, an index written last.
+
+- ``index.json``: what all cases share, and a row for each;
+- ``cases/c0007_image.npy``: (C, X, Y, Z) float16 or float32 in [-1, 1];
+- ``cases/c0007_label.npy``: (X, Y, Z) uint8 or uint16 ids, absent where the case has no label;
+- ``cases/c0007.json`` and ``cases/c0007_scan.json``: what a later run needs to skip the case.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medgen.cohort.schema import Schema, Value
+from medgen.errors import InputError
+from medgen.files import read_json
+
+INDEX = "index.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One row of the index.
+
+    Attributes:
+        key: short running name, the stem of the case's files; says nothing about the patient.
+        case_id: of the cohort.
+        subject_id: of the cohort.
+        split: "train", "val", "test" or None.
+        covariates: by name of the schema; None where missing. Volumes are in ml of the subject's own space.
+        has_label: whether the case came with a label.
+        channels_present: for each channel, whether the case has it; others are filled with -1.
+        geometry: JSON of ``medgen.prepare.grid.GeometryRecord``.
+        intensity: for each channel, JSON of ``medgen.prepare.intensity.IntensityRecord``.
+        quality: figures and the flags of those that stand out in the cohort.
+    """
+
+    key: str
+    case_id: str
+    subject_id: str
+    split: str | None
+    covariates: Mapping[str, Value]
+    has_label: bool
+    channels_present: tuple[bool, ...]
+    geometry: Mapping[str, Any]
+    intensity: tuple[Mapping[str, Any], ...]
+    quality: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared cohort.
+
+    Attributes:
+        folder: where it lies.
+        name: of the dataset.
+        channels: in the order of the images' first axis.
+        label_values: original integer of each label id; the first is 0, the background.
+        label_names: name of each label id.
+        schema: covariates of the cohort and ``<label name>_ml`` for each label.
+        spacing_mm: of the prepared grid.
+        shape: of the prepared grid.
+        stride: of which each extent is a multiple.
+        cases: in the cohort's order.
+    """
+
+    folder: Path
+    name: str
+    channels: tuple[str, ...]
+    label_values: tuple[int, ...]
+    label_names: tuple[str, ...]
+    schema: Schema
+    spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    stride: int
+    cases: tuple[PreparedCase, ...]
+
+    @staticmethod
+    def open(folder: str | Path) -> "Prepared":
+        """Open a prepared folder.
+
+        Raises:
+            InputError: not one, not finished, or of another version.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise InputError(f"{folder} holds no {INDEX}, so it is not a finished prepared cohort; prepare it (again)")
+        index = read_json(folder / INDEX)
+        if not isinstance(index, dict) or index.get("format") != FORMAT:
+            raise InputError(f"{folder / INDEX} is of another version of medgen; prepare the cohort again")
+        try:
+            return _from_json(folder, index)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / INDEX} is damaged ({error!r}); prepare the cohort again") from None
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def image(self, i: int) -> np.ndarray:
+        """Memory map (C, X, Y, Z) of case ``i``, float16 or float32 in [-1, 1]."""
+        return self._array(i, "image")
+
+    def label(self, i: int) -> np.ndarray:
+        """Label ids (X, Y, Z) of case ``i``, uint8 or uint16; zeros where ``has_label`` is false."""
+        if not self.cases[i].has_label:
+            return np.zeros(self.shape, dtype=np.uint8 if len(self.label_values) <= 256 else np.uint16)
+        return self._array(i, "label")
+
+    def indices(self, split: str | None) -> tuple[int, ...]:
+        """Positions of the cases of a split."""
+        return tuple(i for i, case in enumerate(self.cases) if case.split == split)
+
+    def _array(self, i: int, kind: str) -> np.ndarray:
+        path = self.folder / "cases" / f"{self.cases[i].key}_{kind}.npy"
+        try:
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}); prepare the cohort again") from None
+        if array.shape[-3:] != self.shape:
+            raise InputError(f"{path} has shape {array.shape}, not {self.shape}; prepare the cohort again")
+        return array
+
+
+def _from_json(folder: Path, index: Mapping[str, Any]) -> Prepared:
+    x, y, z = (int(n) for n in index["shape"])
+    sx, sy, sz = (float(s) for s in index["spacing_mm"])
+    cases = tuple(
+        PreparedCase(
+            **{
+                **row,
+                "channels_present": tuple(bool(p) for p in row["channels_present"]),
+                "intensity": tuple(row["intensity"]),
+            }
+        )
+        for row in index["cases"]
+    )
+    return Prepared(
+        folder=folder,
+        name=str(index["name"]),
+        channels=tuple(index["channels"]),
+        label_values=tuple(int(v) for v in index["label_values"]),
+        label_names=tuple(index["label_names"]),
+        schema=Schema.from_json(index["schema"]),
+        spacing_mm=(sx, sy, sz),
+        shape=(x, y, z),
+        stride=int(index["stride"]),
+        cases=cases,
+    )

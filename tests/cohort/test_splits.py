@@ -1,0 +1,89 @@
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medgen.cohort.case import Case, LabelFile, Source
+from medgen.cohort.splits import assign, folds
+from medgen.errors import InputError
+
+
+def case(i, subject=None, split=None, label=True, **covariates):
+    files = (LabelFile(Source(Path("l.nii"))),) if label else ()
+    return Case(f"c{i:03d}", subject or f"s{i:03d}", {}, files, None, covariates, split)
+
+
+@given(st.integers(1, 30), st.integers(1, 3), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_subjects_stay_whole_and_validation_is_never_empty(subjects, sessions, share, seed):
+    cases = [case(i, f"s{i % subjects}") for i in range(subjects * sessions)]
+    sides = assign(cases, validation=share, seed=seed)
+    by_subject = {}
+    for c in cases:
+        by_subject.setdefault(c.subject_id, set()).add(sides[c.case_id])
+    assert all(len(v) == 1 for v in by_subject.values())
+    n_val = sum(v == {"val"} for v in by_subject.values())
+    assert n_val == (0 if subjects == 1 else min(max(1, round(share * subjects)), subjects - 1))
+
+
+def test_the_order_of_the_cases_does_not_matter_and_the_seed_does():
+    cases = [case(i, age=float(i % 17), sex="FM"[i % 2]) for i in range(40)]
+    shuffled = random.Random(0).sample(cases, len(cases))
+    assert assign(cases, seed=1) == assign(shuffled, seed=1) != assign(cases, seed=2)
+    assert folds(cases, 4, 1) == folds(shuffled, 4, 1)
+
+
+def test_fixed_sides_are_kept_and_a_subjects_other_cases_follow():
+    cases = [case(i, split="test") for i in range(5)] + [case(i, split="train") for i in range(5, 9)]
+    cases += [case(i) for i in range(9, 20)] + [case(20, "s000")]
+    sides = assign(cases)
+    assert {sides[f"c{i:03d}"] for i in [*range(5), 20]} == {"test"}
+    assert {sides[f"c{i:03d}"] for i in range(5, 9)} == {"train"}
+    assert sum(v == "val" for v in sides.values()) == 3
+    given_val = [case(0, split="val"), *(case(i, split="train") for i in range(1, 20))]
+    assert [k for k, v in assign(given_val).items() if v == "val"] == ["c000"]
+
+
+def test_validation_takes_from_train_only_where_all_is_fixed_to_train():
+    sides = assign([case(i, split="train") for i in range(10)])
+    assert sorted(sides.values()).count("val") == 2
+    assert assign([case(0, split="test"), case(1)]) == {"c000": "test", "c001": "train"}
+    assert assign([]) == {}
+
+
+def test_both_sides_see_every_stratum():
+    cases = [case(i, label=i % 4 == 0, age=float(i), sex="FM"[i // 40]) for i in range(80)]
+    for seed in range(5):
+        val = [c for c in cases if assign(cases, seed=seed)[c.case_id] == "val"]
+        assert 3 <= sum(c.has_label for c in val) <= 5
+        assert 6 <= sum(c.covariates["sex"] == "F" for c in val) <= 10
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.2, float("nan")])
+def test_shares_that_make_no_sense(share):
+    with pytest.raises(InputError, match="between 0 and 1"):
+        assign([case(0)], validation=share)
+
+
+def test_contradictions_are_named():
+    with pytest.raises(InputError, match="subject 'a' is in the splits test and train"):
+        assign([case(0, "a", "test"), case(1, "a", "train")])
+    with pytest.raises(InputError, match="'holdout'; medgen knows train, val, test"):
+        assign([case(0, "a", "holdout")])
+
+
+@given(st.integers(2, 25), st.integers(2, 6), st.integers(0, 3))
+def test_each_subject_validates_in_exactly_one_fold(n, k, seed):
+    cases = [case(i, f"s{i // 2}") for i in range(2 * n)] + [case(99, "t", "test")]
+    if k > n:
+        with pytest.raises(InputError, match="folds need"):
+            folds(cases, k, seed)
+        return
+    sides = folds(cases, k, seed)
+    sizes = [sum(v == "val" for v in side.values()) // 2 for side in sides]
+    assert sum(sizes) == n and max(sizes) - min(sizes) <= 1
+    for i in range(n):
+        per_fold = [(side[f"c{2 * i:03d}"], side[f"c{2 * i + 1:03d}"]) for side in sides]
+        assert per_fold.count(("val", "val")) == 1 and per_fold.count(("train", "train")) == k - 1
+    assert all(side["c099"] == "test" for side in sides)

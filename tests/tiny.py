@@ -1,0 +1,19 @@
+"""A whole experiment small enough for a test: eight phantoms of 8 mm, a few steps of training."""
+
+TINY = {
+    "name": "tiny",
+    "threads": 1,
+    "workers": 1,
+    "device": "cpu",
+    "data": {"phantom": {"n": 8, "spacing_mm": 8, "seed": 3}, "validation": 0.25},
+    "covariates": {"use": ["age", "sex", "ventricles_ml"]},
+    "autoencoder": {
+        "options": {"channels": [8, 16, 16], "latent_channels": 2},
+        "training": {"steps": 6, "batch": 2, "precision": "float32", "warmup": 2, "log_every": 2, "validate_every": 3},
+    },
+    "diffusion": {
+        "network_options": {"channels": [16, 16], "attention": [False, True], "head_channels": 8, "token_width": 16},
+        "training": {"steps": 6, "batch": 4, "precision": "float32", "warmup": 2, "log_every": 2, "validate_every": 3},
+    },
+    "generate": {"n": 3, "sampler": "euler", "steps": 3, "guidance": 1.5},
+}
