@@ -121,7 +121,7 @@ class GeometryRecord:
         """Bring a label map (X, Y, Z) of the target grid back onto the source grid; outside is 0."""
         return resample_label(label, np.linalg.inv(self.index_map), self.source.shape)
 
-    def invert_probabilities(self, probabilities: np.ndarray, dtype: np.dtype | type = np.uint8) -> np.ndarray:
+    def invert_probabilities(self, probabilities: np.ndarray, dtype: np.dtype | type | None = None) -> np.ndarray:
         """Label ids on the source grid from probabilities (K, X, Y, Z) on the target grid that sum to 1."""
         return resample_probabilities(probabilities, np.linalg.inv(self.index_map), self.source.shape, dtype)
 

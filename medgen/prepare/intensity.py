@@ -88,8 +88,8 @@ def fit_intensity(
     ``hi`` is the upper percentile of the foreground. ``lo`` is the background's constant where there is one, so that
     edges fade into it and ringing below it (skull-stripped images that were interpolated) is clipped; but the
     foreground's lower percentile where much of the foreground lies below that constant (images standardised to mean
-    zero; then ``lo`` is a little less than that, so that -1 stays the background's alone). Where the background is air, ``lo`` is the lower percentile of the whole image, since Otsu's foreground
-    leaves out dark tissue.
+    zero; then ``lo`` is a little less than that, so that -1 stays the background's alone). Where the background is
+    air, ``lo`` is the lower percentile of the whole image, since Otsu's foreground leaves out dark tissue.
 
     Args:
         image: intensities.

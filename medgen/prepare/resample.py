@@ -122,7 +122,7 @@ def resample_label(label: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) 
 
 
 def resample_probabilities(
-    probabilities: np.ndarray, matrix: np.ndarray, shape: Sequence[int], dtype: np.dtype | type = np.uint8
+    probabilities: np.ndarray, matrix: np.ndarray, shape: Sequence[int], dtype: np.dtype | type | None = None
 ) -> np.ndarray:
     """Resample label probabilities (K, X, Y, Z), 0 the background, and return the winning ids on the output grid.
 
@@ -137,7 +137,8 @@ def resample_probabilities(
                 grown = _grow(box, 2, p.shape)
                 yield k, p[grown], np.array([s.start for s in grown])
 
-    return _largest(parts(), matrix, shape, np.dtype(dtype))
+    smallest = np.uint8 if probabilities.shape[0] <= 256 else np.uint16
+    return _largest(parts(), matrix, shape, np.dtype(dtype or smallest))
 
 
 def _largest(
