@@ -106,8 +106,8 @@ class BidsWriter:
                 refresh(self.out / f"{tail}.json", _json({"SkullStripped": skull_stripped}))
             else:
                 unknown.append(f"**/*_{tail}.*")
-        if unknown:
-            refresh(self.out / ".bidsignore", "\n".join(unknown) + "\n")
+        # The contact sheet is for people, not for the validator.
+        refresh(self.out / ".bidsignore", "\n".join(["contact_sheet.png", *unknown]) + "\n")
         refresh(self.out / "README.md", self._readme(len(sidecars)))
 
     def _readme(self, n: int) -> str:

@@ -161,20 +161,13 @@ class Generator:
         label, measured = None, {}
         if probabilities is not None:
             ids = geometry.invert_probabilities(probabilities) if native else probabilities.argmax(axis=0)
-            values = np.asarray(spec.label_values)[ids]
-            dtype = (
-                np.uint8
-                if values.min() >= 0 and values.max() < 256
-                else np.int16
-                if abs(values).max() < 32768
-                else np.int32
-            )
-            label = Volume(values[None].astype(dtype), grid.affine)
+            values = np.asarray(spec.label_values, dtype=_label_type(spec.label_values))[ids]
+            label = Volume(values[None], grid.affine)
+            # In the subject's own space: on the model's grid a registration may have scaled the voxels.
+            own = 1.0 if native else geometry.voxel_ml / geometry.target.voxel_ml
             volumes = label_volumes_ml(values, spec.label_values[1:], grid.affine)
-            measured = {
-                volume_column(n): round(volumes[v], 4)
-                for v, n in zip(spec.label_values[1:], spec.label_names[1:], strict=True)
-            }
+            names = zip(spec.label_values[1:], spec.label_names[1:], strict=True)
+            measured = {volume_column(name): round(volumes[value] * own, 4) for value, name in names}
         return Sample(
             sample_id=f"syn{key.index:06d}",
             images=images,
@@ -196,6 +189,13 @@ class Generator:
             "geometry_record": record,
             "effective_resolution_mm": list(self.model.spec.spacing_mm),
         }
+
+
+def _label_type(values: Sequence[int]) -> type[np.integer[Any]]:
+    """The smallest common integer type that holds a cohort's label values."""
+    if min(values) >= 0 and max(values) < 256:
+        return np.uint8
+    return np.int16 if max(abs(v) for v in values) < 2**15 else np.int32
 
 
 def provenance(sha256: str, drawing: Drawing) -> dict[str, Any]:

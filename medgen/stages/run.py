@@ -48,7 +48,11 @@ class Run:
 
     def stage_progress(self, stage: str) -> Progress:
         """Progress of one stage."""
-        return lambda done, total, remark="": self.progress(stage, done, total, remark)
+
+        def tell(done: int, total: int, remark: str = "") -> None:
+            self.progress(stage, done, total, remark)
+
+        return tell
 
     def codec_kind(self) -> Kind:
         """The codec."""

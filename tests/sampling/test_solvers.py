@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -50,8 +52,8 @@ def test_euler_is_euler_in_flow_time():
     ours = euler.sample(process.as_model(velocity), x, sigmas, no_condition(2), noise=None)
     t = sigmas / (1 + sigmas)
     x_t = x / (1 + sigmas[0])
-    for now, to in zip(t[:-1], t[1:], strict=True):
-        x_t = x_t + (to - now) * -(-velocity(x_t, now.expand(2), None))
+    for now, to in pairwise(t):
+        x_t = x_t + (to - now) * velocity(x_t, now.expand(2), None)
     assert torch.allclose(ours, x_t, atol=2e-4)
 
 
@@ -66,7 +68,9 @@ def test_a_new_sampler_is_one_file(tmp_path, monkeypatch):
     assert "lazy" in kinds("sampling", "sample")
     check_options("sampling", "lazy", "sample", {"strength": 0.5, "careful": True})
     assert float(resolve("sampling", "lazy", "sample")(None, torch.ones(1), None, None, noise=None, strength=2.0)) == 2
-    for options, word in [({"strenght": 1}, "did you mean 'strength'"), ({"careful": 3}, "true or false"), ({"strength": "a"}, "number")]:
+    wrong = {"strenght": (1, "did you mean 'strength'"), "careful": (3, "true or false"), "strength": ("a", "number")}
+    for name, (value, word) in wrong.items():
+        options = {name: value}
         with pytest.raises(InputError, match=word):
             check_options("sampling", "lazy", "sample", options)
 
@@ -79,6 +83,26 @@ def test_noise_belongs_to_the_sample_not_to_the_batch():
     for i, a in enumerate(rows):
         for b in rows[:i]:
             assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("variable", ["time", "sigma"])
+def test_heun_has_order_two_in_both_variables(variable):
+    errors = [error_after(lambda *a, **k: heun.sample(*a, **k, variable=variable), n) for n in (80, 160)]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.25)
+    with pytest.raises(InputError, match="time or sigma"):
+        heun.sample(None, torch.zeros(1), torch.zeros(1), None, noise=None, variable="x")
+
+
+@pytest.mark.parametrize("steps", [6, 12, 24])
+def test_heun_beats_euler_from_the_largest_sigma_of_flow(steps):
+    """At equal evaluations, on the schedule generation uses: in sigma it would be worse than Euler."""
+    sigmas = flow.build().sigmas(steps).double()
+    fine = flow.build().sigmas(2 * steps - 1).double()
+    x = sigmas[0] * torch.linspace(-3, 3, 27, dtype=torch.float64).reshape(1, 1, 3, 3, 3)
+    truth = exact_path(x, sigmas[0], 0.0)
+    second = heun.sample(exact_model, x, sigmas, no_condition(1), noise=None)
+    first = euler.sample(exact_model, x, fine, no_condition(1), noise=None)
+    assert (second - truth).abs().max() < (first - truth).abs().max() / 2
 
 
 def test_heun_needs_fewer_evaluations_than_euler():

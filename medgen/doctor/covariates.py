@@ -1,0 +1,105 @@
+"""Findings about covariates and about how many cases there are for what is asked."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from medgen.cohort.case import Cohort
+from medgen.cohort.schema import Covariate, Value
+from medgen.doctor.finding import Finding, some
+from medgen.prepare.quality import robust_z
+
+_OLDEST = 120.0
+_FAR_OUT = 8.0  # robust z: beyond any population, but where 999 and slipped units lie
+_MANY_MISSING = 0.2
+_FEW_SUBJECTS = 20
+_CASES_PER_COLUMN = 5
+
+
+def columns(cohort: Cohort) -> Iterator[Finding]:
+    """Each column: what is missing, implausible, alone or constant; and what was left out while reading."""
+    for note in cohort.notes:
+        yield Finding("odd", "reading", note, "nothing, if that is meant")
+    fine = []
+    for c in cohort.schema.covariates:
+        values = {case.case_id: case.covariates.get(c.name) for case in cohort.cases}
+        found = list(_column(c, values))
+        yield from found
+        if not any(f.level in ("wrong", "odd") for f in found):
+            fine.append(_said(c))
+    if fine:
+        yield Finding("ok", "covariates", "; ".join(fine))
+    elif not cohort.schema.covariates:
+        yield Finding(
+            "odd", "covariates", "no column of covariates: nothing but volumes can be asked for", "add a table"
+        )
+
+
+def _said(c: Covariate) -> str:
+    if c.is_numeric and c.minimum is not None and c.maximum is not None:
+        return f"{c.name} {c.minimum:g} to {c.maximum:g} {c.unit}".rstrip()
+    return f"{c.name} {', '.join(c.levels)}"
+
+
+def _column(c: Covariate, values: Mapping[str, Value]) -> Iterator[Finding]:
+    where = f"covariate {c.name}"
+    known = {case_id: v for case_id, v in values.items() if v is not None}
+    if not known:
+        yield Finding("odd", where, "missing in every case", "it will be left out")
+        return
+    missing = 1 - len(known) / len(values)
+    if missing:
+        what = f"missing in {len(values) - len(known)} of {len(values)} cases ({missing:.0%})"
+        fix = "fill it in if you can; missing cells are trained as such"
+        yield Finding("odd" if missing > _MANY_MISSING else "ok", where, what, fix)
+    if len(set(known.values())) == 1 and len(known) > 1:
+        yield Finding("odd", where, f"the same in every case ({next(iter(known.values()))})", "it conditions nothing")
+    elif not c.is_numeric:
+        alone = sorted(str(level) for level, n in Counter(known.values()).items() if n == 1)
+        if alone and len(known) > 2:
+            what = f"levels with a single case: {some(alone)}"
+            yield Finding("odd", where, what, "samples of such a level would copy that case; merge levels")
+    if c.is_numeric:
+        yield from _implausible(c, where, {k: float(v) for k, v in known.items() if v is not None})
+
+
+def _implausible(c: Covariate, where: str, known: Mapping[str, float]) -> Iterator[Finding]:
+    low, high = (0.0, _OLDEST) if c.name == "age" else (0.0 if c.unit in ("ml", "mm3") else None, None)
+    outside = [
+        f"{case_id}: {v:g}"
+        for case_id, v in known.items()
+        if (low is not None and v < low) or (high is not None and v > high)
+    ]
+    if outside:
+        what = f"{len(outside)} values cannot be right ({some(outside)})"
+        yield Finding("wrong", where, what, "mend them or write n/a")
+        return
+    z = robust_z(list(known.values()))
+    far = [f"{case_id}: {known[case_id]:g}" for case_id, score in zip(known, z, strict=True) if _is_far(score)]
+    if far and c.kind == "continuous":
+        yield Finding("odd", where, f"far from all others: {some(far)}", "a slipped unit, or a code for missing?")
+
+
+def _is_far(z: float | None) -> bool:
+    return z is not None and abs(z) > _FAR_OUT
+
+
+def counts(cohort: Cohort, training: int, subjects: int, held_out: int, used: Sequence[str]) -> Iterator[Finding]:
+    """Whether there are enough cases.
+
+    Args:
+        cohort: all of it.
+        training: cases that train.
+        subjects: that train.
+        held_out: cases that validate.
+        used: covariates that condition the model.
+    """
+    what = f"{len(cohort.cases)} cases: {training} of {subjects} subjects train, {held_out} validate"
+    yield Finding("ok", "cases", what)
+    if not held_out:
+        yield Finding("odd", "cases", "nothing is held out, so no figure can be trusted", "add subjects")
+    if subjects < _FEW_SUBJECTS:
+        what = f"{subjects} subjects train: a model of so few can repeat them"
+        yield Finding("odd", "cases", what, "use the result to try medgen out, and share no samples")
+    if used and training < _CASES_PER_COLUMN * len(used):
+        what = f"{training} training cases for {len(used)} conditions ({some(list(used))})"
+        yield Finding("odd", "cases", what, f"fewer than {_CASES_PER_COLUMN} a condition; choose with covariates.use")

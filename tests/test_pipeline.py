@@ -1,0 +1,104 @@
+import copy
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from medgen import config, pipeline
+from medgen.cli import app
+from medgen.errors import InputError
+from medgen.files import read_json
+from tests.tiny import TINY
+
+
+def changed(**sections):
+    raw = copy.deepcopy(TINY)
+    for section, values in sections.items():
+        raw[section] = {**raw[section], **values}
+    return config.build(raw, "test")
+
+
+def run(folder, cfg, until=None):
+    said = []
+    report = pipeline.run_experiment(cfg, folder=folder, until=until, on_progress=lambda *a: said.append(a))
+    return report, {stage for stage, _, _, remark in said if remark != "unchanged"}
+
+
+def test_the_run_folder_is_the_contract(tiny_run):
+    expected = {
+        "config.yaml",
+        "cohort",
+        "prepared",
+        "autoencoder",
+        "latents",
+        "diffusion",
+        "model",
+        "synthetic",
+        "report",
+    }
+    assert expected <= {p.name for p in tiny_run.iterdir()}
+    report = read_json(tiny_run / "report" / "report.json")
+    assert report["samples"]["count"] == 3 and report["codec"]["held_out"]
+    assert set(report["codec"]["dice"]) == {"CSF", "GM", "WM", "Ventricles"}
+    assert (tiny_run / "synthetic" / "contact_sheet.png").exists()
+    assert list((tiny_run / "autoencoder" / "panels").glob("*.png"))
+    assert list((tiny_run / "diffusion" / "tensorboard").iterdir())
+    log = [json.loads(x) for x in (tiny_run / "diffusion" / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "val_loss"} <= {k for line in log for k in line}
+
+
+def test_unchanged_stages_are_skipped_and_changed_ones_come_back(tmp_path):
+    report, did = run(tmp_path, changed())
+    assert did >= {"cohort", "prepared", "autoencoder", "latents", "diffusion", "model", "synthetic"}
+    again, did = run(tmp_path, changed())
+    assert not did and again == report
+    weights = tmp_path / "diffusion" / "checkpoint.safetensors"
+    before = weights.read_bytes()
+    _, did = run(tmp_path, changed(diffusion={"drop_all": 0.2}))
+    assert did == {"diffusion", "model", "synthetic"}
+    assert weights.read_bytes() != before
+    assert len(list((tmp_path / "stale").iterdir())) >= 3, "the old training is set aside, not lost"
+    _, did = run(tmp_path, changed())
+    assert weights.read_bytes() == before, "and comes back with its config"
+    assert "diffusion" not in {s for s in did if s != "diffusion"}
+    _, did = run(tmp_path, changed(generate={"batch": 2}))
+    assert not did, "the batch size changes no result"
+
+
+def test_until_stops_and_unknown_stages_are_named(tmp_path):
+    report, _ = run(tmp_path, changed(), until="prepared")
+    assert report == {} and not (tmp_path / "autoencoder").exists()
+    with pytest.raises(InputError, match="stages: cohort, prepared"):
+        run(tmp_path, changed(), until="everything")
+
+
+def test_bounds_that_are_missed_end_with_exit_code_3(tiny_run, tmp_path):
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    strict = ["--set", "report.volume=ventricles_ml", "--set", "report.min_volume_r=1.1"]
+    result = CliRunner().invoke(app, ["run", str(path), "--out", str(tiny_run), *strict])
+    assert result.exit_code == 3, result.output
+    assert "FAILED: ventricles_ml" in result.output and "synthetic dataset" in result.output
+
+
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        ({"generate": {"sampler": "hein"}}, "did you mean 'heun'"),
+        ({"generate": {"sampler_options": {"eta": 1.0}}}, "has no option 'eta'"),
+        ({"autoencoder": {"kind": "kll"}}, "did you mean 'kl'"),
+        ({"autoencoder": {"options": {"channel": [8]}}}, "did you mean 'channels'"),
+        ({"diffusion": {"process": "flaw"}}, "did you mean 'flow'"),
+        ({"prepare": {"stride": 6}}, "must be a multiple of 8"),
+        ({"prepare": {"shape": [30, 32, 32]}}, "must be multiples of 8"),
+    ],
+)
+def test_a_config_is_refused_before_the_first_stage(tmp_path, sections, word):
+    raw = copy.deepcopy(TINY)
+    for section, values in sections.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    with pytest.raises(InputError, match=word):
+        run(tmp_path / "out", config.build(raw, "test"))
+    assert not (tmp_path / "out").exists()
