@@ -158,18 +158,45 @@ def prepare(
         experiment = configs.load(path, tuple(overrides or ()))
     else:
         raw: dict[str, Any] = {"name": "prepare", "data": {"root": str(path)}, "prepare": {"spacing_mm": spacing}}
-        experiment = configs.build(raw, str(path))
+        experiment = configs.build(raw, str(path), tuple(overrides or ()))
     with Display() as display:
         store = prepare_into(Run(experiment, out, display), out, workers)
     shape, mm = " x ".join(map(str, store.shape)), " x ".join(f"{s:g}" for s in store.spacing_mm)
     print(f"{len(store.cases)} cases of {shape} voxels at {mm} mm in {out}")
 
 
+@app.command(epilog="Example: `medgen doctor my_bids_folder`")
+def doctor(
+    path: Annotated[Path, typer.Argument(help="A cohort (folder or table), an experiment file or a model folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    measure: Annotated[bool, typer.Option(help="Also measure time and memory by a few real steps.")] = True,
+    overrides: Overrides = None,
+) -> None:
+    """Say what is wrong, what is odd and what a run will cost; exits with 2 where something is wrong."""
+    import json
+
+    from medgen.doctor import diagnose, print_table
+    from medgen.progress import Display
+
+    with Display() as display:
+        diagnosis = diagnose(path, measure=measure, overrides=tuple(overrides or ()), on_progress=display)
+    if as_json:
+        print(json.dumps(diagnosis.to_json(), indent=2))
+    else:
+        print_table(diagnosis)
+    wrong = diagnosis.of("wrong")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more things are wrong)" if len(wrong) > 1 else ""
+        raise InputError(f"{wrong[0].what}{more}")
+
+
 @app.command(epilog='Example: `medgen generate runs/oasis/model OUT --n 32 --where "age=60..80,sex=F" --seed 0`')
 def generate(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     out: Annotated[Path, typer.Argument(help="Folder of the dataset to write.")],
-    n: Annotated[int, typer.Option(min=1, help="Size of the dataset.")] = 16,
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Size of the dataset: a row of --requests each, else 16, by default.")
+    ] = None,
     where: Annotated[str, typer.Option(help="What is asked for, for example age=60..80,sex=F.")] = "",
     requests: Annotated[Path | None, typer.Option(help="A CSV or TSV with one request a row.")] = None,
     match: Annotated[str | None, typer.Option(help="`real`: covariates as in the cohort.")] = None,
@@ -219,7 +246,7 @@ def generate(
         outcome = write_dataset(
             generator,
             out,
-            n,
+            n or chosen.length or 16,
             chosen,
             seed=seed,
             shard=part,

@@ -123,6 +123,9 @@ class GenerateConfig(_Section):
 
     n: Positive = 16
     where: str = ""
+    requests: Path | None = None
+    match: Literal["real"] | None = None
+    balance: str | None = None
     seed: int = 0
     sampler: str = "heun"
     sampler_options: Options = {}
@@ -184,13 +187,13 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())[:160]}); mend it") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} is not an experiment file: it must hold keys such as name, data and prepare")
+    return build(raw, str(path), overrides)
+
+
+def build(raw: dict[str, Any], said_in: str, overrides: tuple[str, ...] = ()) -> Config:
+    """Validate a mapping, with overrides applied, as a :class:`Config`; ``said_in`` names its source in errors."""
     for override in overrides:
         _override(raw, override)
-    return build(raw, str(path))
-
-
-def build(raw: dict[str, Any], said_in: str) -> Config:
-    """Validate a mapping as a :class:`Config`; ``said_in`` names its source in errors."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:

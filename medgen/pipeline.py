@@ -12,7 +12,7 @@ from typing import Any
 
 from medgen.config import Config
 from medgen.errors import InputError
-from medgen.files import digest, read_json, write_json, write_text
+from medgen.files import digest, read_json, sha256_file, write_json, write_text
 from medgen.stages import codec, data, diffusion, product
 from medgen.stages.run import Run, StageProgress, check
 
@@ -55,11 +55,21 @@ def _training(section: Any) -> Any:
 
 def _prepared(run: Run) -> Any:
     source = run.config.data.model_dump(mode="json", exclude={"phantom", "root"})
-    return {"data": source, "files": data.fingerprint(run), "prepare": run.prepare_options(), "seed": run.config.seed}
+    columns = run.config.covariates.schema_file
+    schema = sha256_file(columns) if columns and columns.is_file() else None
+    return {
+        "data": source,
+        "schema": schema,
+        "files": data.fingerprint(run),
+        "prepare": run.prepare_options(),
+        "seed": run.config.seed,
+    }
 
 
 def _synthetic(run: Run) -> Any:
-    return run.config.generate.model_dump(mode="json", exclude={"batch"})
+    g = run.config.generate
+    table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
+    return [g.model_dump(mode="json", exclude={"batch"}), table]
 
 
 STAGES = (

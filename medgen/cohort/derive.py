@@ -23,19 +23,19 @@ FUNCTIONS = ("volume", "min", "max", "log", "sqrt")
 _MAX_LENGTH = 300
 
 
-def check(expression: str, columns: Collection[str], labels: Collection[int] | None = None) -> None:
+def check(expression: str, columns: Collection[str] | None = None, labels: Collection[int] | None = None) -> None:
     """Check an expression before anything runs.
 
     Args:
         expression: as in the module's examples.
-        columns: numeric columns that it may name.
+        columns: numeric columns that it may name; None where they are not known yet.
         labels: the cohort's label values; None where they are not known yet.
 
     Raises:
         InputError: not an expression of this language, an unknown column (names the nearest) or an unknown label.
     """
     for node in ast.walk(_parse(expression)):
-        if isinstance(node, ast.Name) and node.id not in FUNCTIONS and node.id not in columns:
+        if columns is not None and isinstance(node, ast.Name) and node.id not in {*FUNCTIONS, *columns}:
             near = difflib.get_close_matches(node.id, list(columns), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             listed = ", ".join(sorted(columns)) or "none"

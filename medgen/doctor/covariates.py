@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from medgen.cohort.case import Cohort
 from medgen.cohort.schema import Covariate, Value
 from medgen.doctor.finding import Finding, some
-from medgen.prepare.quality import robust_z
 
 _OLDEST = 120.0
-_FAR_OUT = 8.0  # robust z: beyond any population, but where 999 and slipped units lie
+_FAR_OUT = 2.0  # a gap of so many ranges of all other values: where 999 and slipped units lie, and people do not
+_ENOUGH = 5
 _MANY_MISSING = 0.2
-_FEW_SUBJECTS = 20
+FEW_SUBJECTS = 20
 _CASES_PER_COLUMN = 5
 
 
@@ -73,31 +73,39 @@ def _implausible(c: Covariate, where: str, known: Mapping[str, float]) -> Iterat
         what = f"{len(outside)} values cannot be right ({some(outside)})"
         yield Finding("wrong", where, what, "mend them or write n/a")
         return
-    z = robust_z(list(known.values()))
-    far = [f"{case_id}: {known[case_id]:g}" for case_id, score in zip(known, z, strict=True) if _is_far(score)]
+    far = [f"{case_id}: {v:g}" for case_id, v in known.items() if v in far_values(list(known.values()))]
     if far and c.kind == "continuous":
         yield Finding("odd", where, f"far from all others: {some(far)}", "a slipped unit, or a code for missing?")
 
 
-def _is_far(z: float | None) -> bool:
-    return z is not None and abs(z) > _FAR_OUT
+def far_values(values: Sequence[float]) -> set[float]:
+    """Values at either end that a gap of ``_FAR_OUT`` times the range of the others separates from them."""
+    distinct = sorted(set(values))
+    if len(distinct) < _ENOUGH:
+        return set()
+    found: set[float] = set()
+    for end, next_to_it, other_end in ((0, 1, -1), (-1, -2, 0)):
+        gap = abs(distinct[end] - distinct[next_to_it])
+        if gap > _FAR_OUT * abs(distinct[next_to_it] - distinct[other_end]):
+            found.add(distinct[end])
+    return found
 
 
-def counts(cohort: Cohort, training: int, subjects: int, held_out: int, used: Sequence[str]) -> Iterator[Finding]:
+def counts(cases: int, training: int, subjects: int, held_out: int, used: Sequence[str]) -> Iterator[Finding]:
     """Whether there are enough cases.
 
     Args:
-        cohort: all of it.
+        cases: all of the cohort's.
         training: cases that train.
         subjects: that train.
         held_out: cases that validate.
         used: covariates that condition the model.
     """
-    what = f"{len(cohort.cases)} cases: {training} of {subjects} subjects train, {held_out} validate"
+    what = f"{cases} cases: {training} of {subjects} subjects train, {held_out} validate"
     yield Finding("ok", "cases", what)
     if not held_out:
         yield Finding("odd", "cases", "nothing is held out, so no figure can be trusted", "add subjects")
-    if subjects < _FEW_SUBJECTS:
+    if subjects < FEW_SUBJECTS:
         what = f"{subjects} subjects train: a model of so few can repeat them"
         yield Finding("odd", "cases", what, "use the result to try medgen out, and share no samples")
     if used and training < _CASES_PER_COLUMN * len(used):

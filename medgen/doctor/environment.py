@@ -46,8 +46,9 @@ def environment(device: torch.device, disk: Path) -> Iterator[Finding]:
             yield Finding("odd", "machine", "there is a GPU, but the config asks for the CPU", "set device: auto")
     free = available_bytes()
     if free is not None:
-        level = "odd" if free < _LITTLE_MEMORY else "ok"
-        yield Finding(level, "machine", f"{gib(free)} of memory available", "" if level == "ok" else "free some")
+        what = f"{gib(free)} of memory available"
+        little = free < _LITTLE_MEMORY
+        yield Finding("odd", "machine", what, "free some") if little else Finding("ok", "machine", what)
     there = next(p for p in (disk.absolute(), *disk.absolute().parents) if p.exists())
     yield Finding("ok", "machine", f"{gib(shutil.disk_usage(there).free)} free on the disk of {there}")
 

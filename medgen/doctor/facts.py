@@ -35,6 +35,7 @@ class CaseFacts:
         scan: JSON of :class:`medgen.prepare.scan.Scan`, without registration.
         hashes: channel -> digest of its voxels in RAS+ order.
         constant: channels with one value only.
+        bright: channel -> 99th percentile of its foreground.
         label_ml: label value (0 left out) -> volume; None without label.
         label_voxels: label value -> voxels.
         face: channel -> share of the front lower part of the head that is not background; channels that show no
@@ -49,6 +50,7 @@ class CaseFacts:
     scan: Mapping[str, Any] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     constant: tuple[str, ...] = ()
+    bright: Mapping[str, float] = field(default_factory=dict)
     label_ml: Mapping[int, float] | None = None
     label_voxels: Mapping[int, int] = field(default_factory=dict)
     face: Mapping[str, float] = field(default_factory=dict)
@@ -98,7 +100,8 @@ def _look(job: _Job) -> CaseFacts:
         values, counts = np.unique(loaded.label.data, return_counts=True)
         voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
         label_ml = {v: n * scan.source.voxel_ml for v, n in voxels.items()}
-    faces = {name: face_share(v, foreground_of(loaded, v)) for name, v in loaded.images.items()}
+    inside = {name: foreground_of(loaded, v) for name, v in loaded.images.items()}
+    faces = {name: face_share(v, inside[name]) for name, v in loaded.images.items()}
     return CaseFacts(
         case.case_id,
         case.subject_id,
@@ -107,6 +110,7 @@ def _look(job: _Job) -> CaseFacts:
         scan=scan.to_json(),
         hashes={name: voxel_digest(v) for name, v in loaded.images.items()},
         constant=tuple(name for name, v in loaded.images.items() if v.data.min() == v.data.max()),
+        bright={name: float(np.percentile(v.data[0][inside[name].mask], 99)) for name, v in loaded.images.items()},
         label_ml=label_ml,
         label_voxels=voxels,
         face={name: share for name, share in faces.items() if share is not None},

@@ -1,5 +1,6 @@
 """What the doctor found, and how it is printed."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -78,8 +79,6 @@ class Diagnosis:
 def print_table(diagnosis: Diagnosis, console: Console | None = None) -> None:
     """Print a diagnosis as one table, worst first; in a pipe without colours and with lines of a fixed width."""
     console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDTH_IN_A_PIPE, no_color=True)
     table = Table(
         title=Text(f"{diagnosis.kind} {diagnosis.path}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
@@ -91,7 +90,13 @@ def print_table(diagnosis: Diagnosis, console: Console | None = None) -> None:
         for f in diagnosis.of(level):
             # Text, not markup: paths and level names may hold square brackets.
             table.add_row(Text(f.level, style=_STYLES[f.level]), Text(f.where), Text(f.what), Text(f.fix))
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:
+        plain = Console(file=io.StringIO(), width=_WIDTH_IN_A_PIPE, no_color=True)
+        plain.print(table)
+        lines = plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        console.file.write("\n".join(line.rstrip() for line in lines) + "\n")
     console.print(Text(diagnosis.summary()))
 
 

@@ -14,6 +14,7 @@ _THICK = 3.0
 _RARE_SHARE = 0.1
 _FEW_VOXELS = 20
 _FACE = 0.25
+_OTHER_UNITS = 10.0
 
 
 def unreadable(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
@@ -61,6 +62,21 @@ def geometry(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     yield Finding("ok", "geometry", what)
 
 
+def intensities(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Whether the cases of a channel are stored in units of their own."""
+    channels = dict.fromkeys(name for f in facts for name in f.bright)
+    for channel in channels:
+        bright = np.array([f.bright[channel] for f in facts if channel in f.bright])
+        if bright.min() > 0 and bright.max() > _OTHER_UNITS * bright.min():
+            what = f"intensities of {channel} differ {bright.max() / bright.min():.0f}-fold between cases"
+            yield Finding(
+                "odd",
+                "intensities",
+                f"{what} (the bright end lies at {bright.min():.4g} to {bright.max():.4g})",
+                "prepare brings each case to [-1, 1] by itself; samples come in the units of some case",
+            )
+
+
 def twins(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """The same voxels under two subjects, twice under one, or as two channels."""
     owners: dict[str, list[tuple[CaseFacts, str]]] = defaultdict(list)
@@ -83,16 +99,19 @@ def twins(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             yield Finding("odd", "duplicates", f"the same image is there more than once: {named}", "keep one")
 
 
-def splits(cohort: Cohort) -> Iterator[Finding]:
-    """Subjects whose cases are on several sides."""
+def split_subjects(cohort: Cohort) -> dict[str, list[str]]:
+    """Subjects whose cases are on several sides of a split that the cohort fixes, with those sides."""
     sides: dict[str, set[str]] = defaultdict(set)
     for case in cohort.cases:
         if case.split is not None:
             sides[case.subject_id].add(case.split)
-    for subject, found in sorted(sides.items()):
-        if len(found) > 1:
-            what = f"the subject is in the splits {' and '.join(sorted(found))}"
-            yield Finding("wrong", subject, what, "put all its cases into one")
+    return {subject: sorted(found) for subject, found in sorted(sides.items()) if len(found) > 1}
+
+
+def splits(cohort: Cohort) -> Iterator[Finding]:
+    """Subjects whose cases are on several sides."""
+    for subject, sides in split_subjects(cohort).items():
+        yield Finding("wrong", subject, f"it is in the splits {' and '.join(sides)}", "put all its cases into one")
 
 
 def labels(cohort: Cohort, facts: Sequence[CaseFacts]) -> Iterator[Finding]:

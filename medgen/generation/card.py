@@ -13,7 +13,7 @@ def model_card(spec: Mapping[str, Any]) -> str:
     columns = "\n".join(_column(c) for c in spec["schema"]) or "none: the model is unconditional"
     return f"""# {spec["name"]}
 
-A latent diffusion model of 3D medical images made by [medgen](https://pypi.org/project/medgen/). It draws an image
+A latent diffusion model of 3D medical images made by medgen. It draws an image
 (channels: {", ".join(spec["channels"])}) and its label map ({labels or "none"}) together.
 
 - Trained on {trained["cases"]} cases of {trained["subjects"]} subjects; {trained["validation"]} cases held out.

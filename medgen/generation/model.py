@@ -1,6 +1,7 @@
 """A model is a folder: ``model.json``, two safetensors files and a README. Nothing is unpickled."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,20 @@ def read_spec(folder: Path) -> tuple[ModelSpec, str]:
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise InputError(f"{path} has another format than this medgen ({__version__}) reads; train or convert it again")
+    with _damage_named(path):
+        return _spec(folder, raw), sha256_file(path)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Say of which file it is that keys or types in it are wrong."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); copy the model again") from None
+
+
+def _spec(folder: Path, raw: Mapping[str, Any]) -> ModelSpec:
     for name, expected in raw["sha256"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected:
             raise InputError(f"{folder / name} is missing or not the file model.json describes; copy the model again")
@@ -124,7 +139,7 @@ def read_spec(folder: Path) -> tuple[ModelSpec, str]:
         fields[key] = tuple(fields[key])
     for key in ("codec", "process", "network"):
         fields[key] = Kind(**fields[key])
-    return ModelSpec(**fields), sha256_file(path)
+    return ModelSpec(**fields)
 
 
 def load_model(folder: Path, device: torch.device) -> LoadedModel:
@@ -134,9 +149,13 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         InputError: see :func:`read_spec`; or weights that do not fit the networks.
     """
     spec, sha256 = read_spec(folder)
-    encoder = ConditionEncoder.from_json(spec.encoder)
-    codec = build_codec(spec.codec, len(spec.channels), len(spec.label_values))
-    network = build_network(spec.network, spec.latent_shape[0], encoder.schema)
+    with _damage_named(folder / "model.json"):
+        encoder, schema = ConditionEncoder.from_json(spec.encoder), Schema.from_json(spec.schema)
+        joint = Joint.from_json(spec.joint)
+        statistics = LatentStatistics(tuple(spec.statistics["mean"]), tuple(spec.statistics["std"]))
+        codec = build_codec(spec.codec, len(spec.channels), len(spec.label_values))
+        network = build_network(spec.network, spec.latent_shape[0], encoder.schema)
+        process = resolve("diffusion", spec.process.kind, "build")(**spec.process.options)
     for name, module in zip(WEIGHTS, (codec, network), strict=True):
         try:
             module.load_state_dict(load_file(folder / name), strict=True)
@@ -148,11 +167,11 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         spec=spec,
         codec=codec,
         network=network,
-        process=resolve("diffusion", spec.process.kind, "build")(**spec.process.options),
+        process=process,
         encoder=encoder,
-        schema=Schema.from_json(spec.schema),
-        joint=Joint.from_json(spec.joint),
-        statistics=LatentStatistics(tuple(spec.statistics["mean"]), tuple(spec.statistics["std"])),
+        schema=schema,
+        joint=joint,
+        statistics=statistics,
         device=device,
         sha256=sha256,
     )

@@ -77,8 +77,31 @@ def prepare_cohort(
     if not cohort.cases:
         raise InputError(f"{cohort.root} holds no case to prepare")
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the prepared cohort")
+    if out.is_dir() and any(out.iterdir()) and not (out / "cases").is_dir():
+        raise InputError(f"{out} holds something else already; choose a new folder for the prepared cohort")
     (out / "cases").mkdir(parents=True, exist_ok=True)
     remove_partials(out)
+    try:
+        return _prepare_into(cohort, out, options, channels, conditions, workers, on_progress)
+    except InputError:
+        # What was found of the sound cases stays for the next run; an empty folder would only puzzle.
+        for folder in (out / "cases", out):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _prepare_into(
+    cohort: Cohort,
+    out: Path,
+    options: PrepareOptions,
+    channels: tuple[str, ...],
+    conditions: Sequence[str] | None,
+    workers: int,
+    on_progress: Progress | None,
+) -> Prepared:
     total = 2 * len(cohort.cases)
 
     def tell(offset: int, what: str) -> Callable[[int], None]:

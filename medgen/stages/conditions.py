@@ -1,5 +1,7 @@
 """Which columns condition the model, and their values for every case."""
 
+from collections.abc import Collection, Mapping
+
 from medgen.cohort import derive
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
 from medgen.models.condition import ConditionEncoder
@@ -12,6 +14,7 @@ def conditions(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
     """The columns that condition the model, and their value for every prepared case."""
     c, store = run.config.covariates, run.store
     volumes = [volume_column(name) for name in store.label_names[1:]]
+    check_derived(c.derived, store.schema, store.label_values)
     rows: list[dict[str, Value]] = []
     for case in store.cases:
         by_value = {
@@ -19,8 +22,7 @@ def conditions(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
             for value, name in zip(store.label_values[1:], volumes, strict=True)
             if (volume := case.covariates.get(name)) is not None
         }
-        derived = {name: derive.evaluate(text, by_value, case.covariates) for name, text in c.derived.items()}
-        rows.append({**case.covariates, **derived})
+        rows.append(derive.derive(c.derived, by_value, case.covariates))
     known = store.schema.joined(Schema(tuple(Covariate(name) for name in c.derived)))
     use = c.use
     if use is None:
@@ -31,6 +33,18 @@ def conditions(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
     # A column without any value in training can be asked for by nobody.
     kept = [n for n in chosen.names if any(row.get(n) is not None for row in training)]
     return chosen.only(kept), rows
+
+
+def check_derived(expressions: Mapping[str, str], schema: Schema, labels: Collection[int] | None) -> None:
+    """Check every derived covariate; a later one may name an earlier one.
+
+    Raises:
+        InputError: see :func:`medgen.cohort.derive.check`.
+    """
+    columns = [c.name for c in schema.covariates if c.is_numeric]
+    for name, expression in expressions.items():
+        derive.check(expression, columns, labels)
+        columns.append(name)
 
 
 def presence(run: Run) -> tuple[Schema, list[dict[str, Value]]]:

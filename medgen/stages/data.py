@@ -1,6 +1,7 @@
 """Stages cohort and prepared: from a folder to arrays."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from medgen.cohort import schema_file, splits
 from medgen.cohort.case import Cohort
 from medgen.cohort.phantom import write_phantom
+from medgen.cohort.schema import Covariate, Schema, volume_column
 from medgen.files import digest, read_json
 from medgen.formats.detect import read_cohort
 from medgen.prepare.run import prepare_cohort
+from medgen.stages.conditions import check_derived
 from medgen.stages.run import Run
 from medgen.store.prepared import Prepared
 
@@ -55,8 +58,19 @@ def read(run: Run) -> Cohort:
     found = read_cohort(run.root, format=data.format, **data.options)
     if run.config.covariates.schema_file:
         found = schema_file.apply(found, run.config.covariates.schema_file)
+    _check_derived(run, found)
     sides = splits.assign(found.cases, validation=data.validation, seed=run.config.seed)
     return found.with_cases(tuple(replace(case, split=sides[case.case_id]) for case in found.cases))
+
+
+def _check_derived(run: Run, cohort: Cohort) -> None:
+    """Refuse derived covariates that name no column before any image is read; labels are checked after that."""
+    expressions = run.config.covariates.derived
+    # Labels without a name are known only from the voxels.
+    unnamed = re.findall(r"\blabel_\d+_ml\b", " ".join(expressions.values()))
+    volumes = [*(volume_column(name) for name in cohort.label_names.values()), *unnamed]
+    columns = cohort.schema.joined(Schema(tuple(Covariate(name) for name in dict.fromkeys(volumes))))
+    check_derived(expressions, columns, None)
 
 
 def prepared(run: Run) -> None:
@@ -66,11 +80,14 @@ def prepared(run: Run) -> None:
 
 def prepare_into(run: Run, out: Path, workers: int | None) -> Prepared:
     """Prepare a run's cohort into a folder."""
-    progress = run.stage_progress("prepared")
-    return prepare_cohort(
-        read(run),
+    cohort = read(run)
+    store = prepare_cohort(
+        cohort,
         out,
         run.prepare_options(),
         workers=workers or os.cpu_count() or 1,
-        on_progress=progress,
+        on_progress=run.stage_progress("prepared"),
     )
+    # The columns as they were understood, to be edited and named in covariates.schema_file.
+    schema_file.write(out / "covariates.yaml", cohort.schema)
+    return store

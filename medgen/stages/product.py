@@ -62,7 +62,15 @@ def synthetic(run: Run) -> None:
     g = run.config.generate
     drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space)
     generator = Generator.load(run.folder / "model", device=str(run.device), drawing=drawing)
-    plan = plan_requests(generator.schema, generator.model.joint, where=g.where, force=g.force)
+    plan = plan_requests(
+        generator.schema,
+        generator.model.joint,
+        where=g.where,
+        table=g.requests,
+        match=g.match,
+        balance=g.balance,
+        force=g.force,
+    )
     progress = run.stage_progress("synthetic")
     generate(
         generator,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from medgen.cohort import derive
 from medgen.config import Config, PhantomConfig, TrainingConfig
 from medgen.errors import InputError
 from medgen.generation.model import Kind
@@ -29,6 +30,8 @@ class Run:
     config: Config
     folder: Path
     progress: StageProgress
+    known_store: Prepared | None = None
+    """A prepared cohort that does not lie in the run folder, where there is one (the doctor foresees one)."""
 
     @cached_property
     def phantom(self) -> PhantomConfig | None:
@@ -99,6 +102,8 @@ class Run:
     @cached_property
     def store(self) -> Prepared:
         """The prepared cohort."""
+        if self.known_store is not None:
+            return self.known_store
         return Prepared.open(self.folder / "prepared")
 
     def train_cases(self) -> list[int]:
@@ -118,6 +123,8 @@ def _with_known(function: Callable[..., int], options: Mapping[str, Any]) -> int
 def check(run: Run) -> None:
     """Everything that can be refused before the first stage runs."""
     c = run.config
+    resolve("models", c.autoencoder.kind, "stride")  # what makes a module of that room a codec
+    resolve("models", c.diffusion.network, "factor")  # and what makes one a denoiser
     check_options("models", c.autoencoder.kind, "build", c.autoencoder.options)
     check_options("models", c.diffusion.network, "build", c.diffusion.network_options)
     check_options("diffusion", c.diffusion.process, "build", c.diffusion.process_options)
@@ -130,8 +137,11 @@ def check(run: Run) -> None:
         raise InputError(
             f"prepare.stride {stride} must be a multiple of {multiple} (codec stride times network levels)"
         )
+    for expression in c.covariates.derived.values():
+        derive.check(expression)
     if c.prepare.shape and any(n % multiple for n in c.prepare.shape):
         raise InputError(f"prepare.shape {list(c.prepare.shape)} must be multiples of {multiple} along each axis")
+    run.prepare_options()  # looks at the rest of them
     if c.threads:
         torch.set_num_threads(c.threads)
     assert run.device is not None

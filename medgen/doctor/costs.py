@@ -1,0 +1,229 @@
+"""What a run will make and cost: the padded shape, and time and memory of each stage."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medgen.cohort.case import Cohort
+from medgen.cohort.load import LoadedCase, load_case
+from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
+from medgen.config import Config, TrainingConfig
+from medgen.doctor import timing
+from medgen.doctor.environment import available_bytes, cores
+from medgen.doctor.facts import CaseFacts, without_fault
+from medgen.doctor.finding import Finding, duration, gib
+from medgen.prepare.index import label_names
+from medgen.prepare.one import prepare_loaded
+from medgen.prepare.options import PrepareOptions
+from medgen.prepare.plan import Plan, make_plan
+from medgen.prepare.register import load_template
+from medgen.prepare.scan import Scan, scan_loaded
+from medgen.stages.codec import label_count
+from medgen.stages.conditions import fit_encoder
+from medgen.stages.run import Run
+from medgen.store.prepared import Prepared, PreparedCase
+
+
+def expected_plan(cohort: Cohort, facts: Sequence[CaseFacts], options: PrepareOptions) -> Plan:
+    """The grid that prepare would choose; with registration nearly so, from the template alone."""
+    channels = options.channels or cohort.channels
+    scans = [Scan.from_json(f.scan) for f in without_fault(facts)]
+    plan = make_plan(scans, replace(options, register="none"), channels)
+    if options.register == "none":
+        return plan
+    template = load_template(options.template)
+    alone = scan_loaded(
+        LoadedCase({channels[0]: template}, None, None), replace(options, register="none"), channels, said_in="template"
+    )
+    registered = make_plan([alone], replace(options, register="none", spacing_mm=plan.spacing_mm), channels)
+    return replace(registered, label_values=plan.label_values)
+
+
+def shape_findings(facts: Sequence[CaseFacts], plan: Plan, options: PrepareOptions, cases: int) -> Iterator[Finding]:
+    """The padded shape, what it takes on disk, and whether a given shape cuts anything off."""
+    voxels = int(np.prod(plan.shape))
+    size = voxels * (2 * len(plan.channels) + (len(plan.label_values) > 1))
+    about = "about " if options.register != "none" else ""
+    shape, mm = " x ".join(map(str, plan.shape)), " x ".join(f"{s:g}" for s in plan.spacing_mm)
+    channels = f"{len(plan.channels)} channel{'s' if len(plan.channels) > 1 else ''}"
+    what = f"prepare makes {about}{shape} voxels at {mm} mm, multiples of {options.stride}; {channels}"
+    yield Finding("cost", "prepared", f"{what}; {gib(size)} a case, {gib(size * cases)} on disk")
+    if options.shape is not None and options.register == "none":
+        scans = [Scan.from_json(f.scan) for f in without_fault(facts)]
+        whole = make_plan(scans, replace(options, shape=None, spacing_mm=plan.spacing_mm), plan.channels)
+        if any(n > m for n, m in zip(whole.shape, plan.shape, strict=True)):
+            needed = " x ".join(map(str, whole.shape))
+            yield Finding(
+                "odd", "prepared", f"the given shape cuts something off: all cases need {needed}", "enlarge it"
+            )
+
+
+def store_like(cohort: Cohort, facts: Sequence[CaseFacts], plan: Plan, options: PrepareOptions) -> Prepared:
+    """What the prepared cohort would look like, without its arrays; cases that cannot be read are left out."""
+    names = label_names(cohort, plan.label_values)
+    volumes = [volume_column(name) for name in names[1:]]
+    by_id = {case.case_id: case for case in cohort.cases}
+    kept = without_fault(facts)
+    rows: list[dict[str, Value]] = []
+    for f in kept:
+        row: dict[str, Value] = {n: by_id[f.case_id].covariates.get(n) for n in cohort.schema.names}
+        for value, name in zip(plan.label_values[1:], volumes, strict=True):
+            row[name] = None if f.label_ml is None else f.label_ml.get(value, 0.0)
+        rows.append(row)
+    own = Schema(tuple(c for c in cohort.schema.covariates if c.name not in volumes))
+    schema = with_ranges(own.joined(Schema(tuple(Covariate(v, "continuous", "ml") for v in volumes))), rows)
+    cases = tuple(
+        PreparedCase(
+            key=f"c{i:04d}",
+            case_id=f.case_id,
+            subject_id=f.subject_id,
+            split=by_id[f.case_id].split,
+            covariates=row,
+            has_label=f.label_ml is not None,
+            channels_present=tuple(c in by_id[f.case_id].images for c in plan.channels),
+            geometry={},
+            intensity=(),
+            quality={},
+        )
+        for i, (f, row) in enumerate(zip(kept, rows, strict=True))
+    )
+    return Prepared(
+        folder=Path(),
+        name=cohort.name,
+        channels=plan.channels,
+        label_values=plan.label_values,
+        label_names=names,
+        schema=schema,
+        spacing_mm=plan.spacing_mm,
+        shape=plan.shape,
+        stride=options.stride,
+        cases=cases,
+    )
+
+
+def prepare_cost(
+    cohort: Cohort, facts: Sequence[CaseFacts], plan: Plan, options: PrepareOptions, cases: int, workers: int | None
+) -> Finding:
+    """Time of preparing one case, the middle one, both passes."""
+    readable = without_fault(facts)
+    chosen = readable[len(readable) // 2].case_id
+    case = next(c for c in cohort.cases if c.case_id == chosen)
+    template = None if options.register == "none" else load_template(options.template)
+    timing.reset_peak()
+    start = time.perf_counter()
+    for _ in range(2):  # each pass reads the files anew
+        loaded = load_case(case, plan.channels)
+    scan = scan_loaded(loaded, options, plan.channels, template=template, said_in=chosen)
+    shared = plan
+    if options.register != "none" and plan.low is None:
+        shared = replace(plan, low=scan.low, high=scan.high)
+    prepare_loaded(loaded, scan, shared, options, said_in=chosen)
+    seconds = time.perf_counter() - start
+    processes = min(workers or cores(), cases)
+    what = f"prepare: {duration(seconds)} a case, {duration(seconds * cases / processes)} for {cases} cases"
+    return Finding(
+        "cost", "prepared", f"{what} in {processes} processes; peak memory {gib(timing.peak_bytes())} a process"
+    )
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a stage a run does.
+
+    Attributes:
+        units: steps, encodings or samples.
+        minutes: that end it earlier.
+        resident_bytes: that the real stage holds beyond what was measured.
+    """
+
+    units: int
+    minutes: float | None = None
+    resident_bytes: int = 0
+
+
+Costs = tuple[list[Finding], dict[str, Any]]
+"""Findings, and the figures of each stage."""
+
+
+def measure_experiment(run: Run, training: int, cases: int) -> Costs:
+    """Measure the network stages of an experiment.
+
+    Args:
+        run: the experiment; its prepared cohort is the one of :func:`store_like`.
+        training: cases that train.
+        cases: all cases.
+    """
+    store = run.store
+    encoder, rows = fit_encoder(run)
+    job = {
+        "config": run.config.model_dump(mode="json"),
+        "channels": len(store.channels),
+        "labels": label_count(store),
+        "shape": list(store.shape),
+        "encoder": encoder.to_json(),
+        "rows": [dict(row) for row in rows[:64]],
+    }
+    return _measured(job, _amounts(run.config, store, training, cases), run.device)
+
+
+def measure_model(folder: Path, device: torch.device) -> Costs:
+    """Measure the drawing of a sample."""
+    return _measured({"model": str(folder.absolute())}, {"synthetic": Amount(1)}, device)
+
+
+def _measured(job: Mapping[str, Any], amounts: Mapping[str, Amount], device: torch.device) -> Costs:
+    found, problem = timing.measured(job)
+    figures = {m["stage"]: {k: v for k, v in m.items() if k != "stage"} for m in found}
+    return list(_stage_findings(found, problem, amounts, device)), figures
+
+
+def _amounts(c: Config, store: Prepared, training: int, cases: int) -> Mapping[str, Amount]:
+    voxels = int(np.prod(store.shape))
+    per_case = voxels * (2 * len(store.channels) + (2 if len(store.label_values) > 1 else 0))
+    sides = 2 if c.latents.mirror else 1
+
+    def steps(t: TrainingConfig, resident: int) -> Amount:
+        return Amount(t.steps, t.minutes, resident)
+
+    return {
+        "autoencoder": steps(c.autoencoder.training, per_case * max(0, training - 2)),
+        "latents": Amount(cases * sides),
+        "diffusion": steps(c.diffusion.training, 0),
+        "synthetic": Amount(c.generate.n),
+    }
+
+
+def _stage_findings(
+    found: Sequence[Mapping[str, Any]], problem: str, amounts: Mapping[str, Amount], device: torch.device
+) -> Iterator[Finding]:
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else available_bytes()
+    total = 0.0
+    for m in found:
+        amount = amounts[m["stage"]]
+        seconds = amount.units * m["seconds"]
+        ended = amount.minutes is not None and seconds > 60 * amount.minutes
+        if ended and amount.minutes is not None:
+            seconds = 60 * amount.minutes
+        total += seconds
+        peak = m["bytes"] + amount.resident_bytes
+        many = "s" if amount.units > 1 else ""
+        what = f"{amount.units} {m['unit']}{many} of {duration(m['seconds'])}: {duration(seconds)}"
+        what += f" (ended by the clock at about {seconds / m['seconds']:.0f})" if ended else ""
+        what += f"; peak memory {gib(peak)}"
+        if there is not None and peak > there:
+            fix = "use a smaller patch, batch or network, or a coarser prepare.spacing_mm"
+            yield Finding("wrong", m["stage"], f"{what}, but only {gib(there)} are available", fix)
+        else:
+            yield Finding("cost", m["stage"], what)
+    if problem:
+        waiting = [name for name in amounts if name not in {m["stage"] for m in found}]
+        late = problem.startswith("not finished")
+        fix = "use a smaller patch, batch, network or grid" + (", or a faster machine" if late else "")
+        yield Finding("odd" if late else "wrong", waiting[0] if waiting else "measure", f"measuring: {problem}", fix)
+    elif len(found) > 1:
+        yield Finding("cost", "whole run", f"about {duration(total)} beside preparing, on this machine as it is now")
