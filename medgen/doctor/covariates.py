@@ -70,7 +70,7 @@ def _implausible(c: Covariate, where: str, known: Mapping[str, float]) -> Iterat
         if (low is not None and v < low) or (high is not None and v > high)
     ]
     if outside:
-        what = f"{len(outside)} values cannot be right ({some(outside)})"
+        what = f"cannot be right: {some(outside)}"
         yield Finding("wrong", where, what, "mend them or write n/a")
         return
     far = [f"{case_id}: {v:g}" for case_id, v in known.items() if v in far_values(list(known.values()))]

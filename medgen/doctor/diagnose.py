@@ -17,7 +17,7 @@ from medgen.cohort.schema import Schema, Value
 from medgen.doctor import costs, covariates, images
 from medgen.doctor.environment import cores, environment
 from medgen.doctor.facts import CaseFacts, collect, without_fault
-from medgen.doctor.finding import Diagnosis, Finding, Level
+from medgen.doctor.finding import Diagnosis, Finding, Level, number
 from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
 from medgen.generation.model import load_model
@@ -165,7 +165,7 @@ def _summary(cohort: Cohort) -> str:
     partial = [n for n in cohort.channels if any(n not in case.images for case in cohort.cases)]
     lacking = f" (not in every case: {', '.join(partial)})" if partial else ""
     channels = f"channels {', '.join(cohort.channels)}{lacking}"
-    return f"{cohort.format}: {len(cohort.cases)} cases of {subjects} subjects, {channels}"
+    return f"{cohort.format}: {number(len(cohort.cases), 'case')} of {number(subjects, 'subject')}, {channels}"
 
 
 def _ahead(

@@ -106,6 +106,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
+def number(count: int, noun: str) -> str:
+    """A count with its noun: 1 case, 2 cases."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def gib(size: float) -> str:
     """Bytes as people say them."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):

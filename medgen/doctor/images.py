@@ -7,7 +7,7 @@ import numpy as np
 
 from medgen.cohort.case import Cohort
 from medgen.doctor.facts import CaseFacts, without_fault
-from medgen.doctor.finding import Finding, some
+from medgen.doctor.finding import Finding, number, some
 
 _SAME_SPACING = 0.02  # relative: headers round, and so do scanners
 _THICK = 3.0
@@ -28,7 +28,9 @@ def unreadable(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             )
     good = len(without_fault(facts))
     if good == len(facts) and not any(f.constant for f in facts):
-        yield Finding("ok", "images", f"all {good} cases read: finite, not constant, image and label on one grid")
+        yield Finding(
+            "ok", "images", f"read {number(good, 'case')}: all finite, none constant, image and label on one grid"
+        )
 
 
 def geometry(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
@@ -53,7 +55,7 @@ def geometry(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         yield Finding(
             "odd",
             "geometry",
-            f"{len(thick)} cases have voxels more than {_THICK:g} times longer than wide ({some(thick)})",
+            f"voxels more than {_THICK:g} times longer than wide in {number(len(thick), 'case')} ({some(thick)})",
             "samples are no finer than the slices; set prepare.spacing_mm to what you need",
         )
     axes = Counter(f.orientation for f in readable)
@@ -132,7 +134,10 @@ def labels(cohort: Cohort, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         )
     if empty := [f.case_id for f in labelled if not f.label_voxels]:
         yield Finding(
-            "odd", "labels", f"{len(empty)} label files hold only background ({some(empty)})", "check that this is so"
+            "odd",
+            "labels",
+            f"only background in {number(len(empty), 'label file')} ({some(empty)})",
+            "check that this is so",
         )
     counts = Counter(v for f in labelled for v in f.label_voxels)
     names = {v: cohort.label_names.get(v, f"label_{v}") for v in {*counts, *cohort.label_names}}
@@ -148,7 +153,9 @@ def labels(cohort: Cohort, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             "odd", "labels", f"named but in no case: {some([names[v] for v in unused])}", "they cannot be learned"
         )
     yield from _rare(labelled, counts, names)
-    yield Finding("ok", "labels", f"{len(counts)} labels: {some([f'{v} {names[v]}' for v in sorted(counts)])}")
+    yield Finding(
+        "ok", "labels", f"{number(len(counts), 'label')}: {some([f'{v} {names[v]}' for v in sorted(counts)])}"
+    )
 
 
 def _rare(labelled: Sequence[CaseFacts], counts: Mapping[int, int], names: Mapping[int, str]) -> Iterator[Finding]:

@@ -11,6 +11,20 @@ from medgen.models.condition import Condition
 _OCTAVES = (0.5, 1.0, 2.0)
 
 
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two layers that keep their input's variance.
+
+    torch's default shrinks it three-fold a layer; through the layers between a covariate and the network's blocks
+    that leaves a hundredth, and conditions are learnt late.
+    """
+    first, second = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+    for layer in (first, second):
+        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        nn.init.zeros_(layer.bias)
+    nn.init.normal_(second.weight, std=1.7 * hidden**-0.5)  # 1.7: what SiLU takes from unit variance
+    return nn.Sequential(first, nn.SiLU(), second)
+
+
 class _Numeric(nn.Module):
     """A standardised number (or an angle) -> token, through a few slow Fourier features.
 
@@ -21,7 +35,7 @@ class _Numeric(nn.Module):
         super().__init__()
         self.period = period
         features = 2 if period else 1 + 2 * len(_OCTAVES)
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = _mlp(features, width, width)
 
     def forward(self, value_B: torch.Tensor) -> torch.Tensor:
         if self.period:
@@ -57,11 +71,7 @@ class CovariateEmbedding(nn.Module):
         self.embed = nn.ModuleList(self._column(c, token_width) for c in schema.covariates)
         self.null = nn.Parameter(torch.randn(len(schema.covariates), token_width) * 0.02)
         self.name = nn.Parameter(torch.randn(len(schema.covariates), token_width) * 0.02)
-        self.summary = nn.Sequential(
-            nn.Linear(max(1, len(schema.covariates)) * token_width, summary_width),
-            nn.SiLU(),
-            nn.Linear(summary_width, summary_width),
-        )
+        self.summary = _mlp(max(1, len(schema.covariates)) * token_width, summary_width, summary_width)
 
     @staticmethod
     def _column(c: Covariate, width: int) -> nn.Module:

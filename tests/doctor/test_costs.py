@@ -1,0 +1,115 @@
+"""What the doctor foresees is what the stages do."""
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from medgen import config
+from medgen.doctor import costs, diagnose, timing
+from medgen.doctor.environment import environment
+from medgen.doctor.facts import collect
+from medgen.formats.detect import read_cohort
+from medgen.stages.conditions import conditions
+from medgen.stages.data import read
+from medgen.stages.run import Run
+from medgen.store.prepared import Prepared
+from tests.tiny import TINY
+
+
+def on_disk(tiny_run: Path) -> dict[str, Any]:
+    """The tiny experiment on the cohort that its run wrote."""
+    raw = copy.deepcopy(TINY)
+    raw["data"] = {"root": str(tiny_run / "cohort"), "validation": 0.25}
+    return raw
+
+
+def written(raw: dict[str, Any], folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def test_the_foreseen_store_is_the_prepared_one(tiny_run: Path) -> None:
+    run = Run(config.build(on_disk(tiny_run), "tiny"), tiny_run, lambda *_: None)
+    cohort, options = read(run), run.prepare_options()
+    facts = collect(cohort, options, workers=1, on_done=lambda done: None)
+    plan = costs.expected_plan(cohort, facts, options)
+    foreseen, real = costs.store_like(cohort, facts, plan, options), Prepared.open(tiny_run / "prepared")
+    for name in ("channels", "label_values", "label_names", "spacing_mm", "shape", "stride"):
+        assert getattr(foreseen, name) == getattr(real, name), name
+    assert foreseen.schema.names == real.schema.names
+    for a, b in zip(foreseen.cases, real.cases, strict=True):
+        assert (a.case_id, a.has_label, a.channels_present) == (b.case_id, b.has_label, b.channels_present)
+        assert a.covariates == pytest.approx(b.covariates, abs=1e-5)
+    known = Run(run.config, tiny_run, lambda *_: None, known_store=foreseen)
+    assert conditions(known)[0].names == conditions(run)[0].names
+
+
+def test_a_config_is_measured_by_real_steps(tiny_run: Path, tmp_path: Path) -> None:
+    found = diagnose(written(on_disk(tiny_run), tmp_path))
+    assert found.kind == "experiment" and found.exit_code == 0, found
+    stages = found.figures["stages"]
+    assert set(stages) == {"autoencoder", "latents", "diffusion", "synthetic"}
+    for figures in stages.values():
+        assert 0 < figures["seconds"] < 30 and 50e6 < figures["bytes"] < 20e9
+    cost = {f.where: f.what for f in found.of("cost")}
+    assert "6 steps of" in cost["autoencoder"] and "3 samples of" in cost["synthetic"] and "whole run" in cost
+
+
+def test_an_experiment_is_checked_against_its_cohort(tiny_run: Path, tmp_path: Path) -> None:
+    raw = on_disk(tiny_run)
+    raw["generate"]["where"] = "age=200..210"
+    raw["report"] = {"volume": "lesion_ml"}
+    wrong = {f.where: f.what for f in diagnose(written(raw, tmp_path), measure=False).of("wrong")}
+    assert "add --force" in wrong["generate.where"] and "lesion_ml" in wrong["report.volume"]
+    raw = on_disk(tiny_run)
+    raw["prepare"] = {"shape": [16, 16, 16], "channels": ["T9w"]}
+    found = diagnose(written(raw, tmp_path), measure=False)
+    assert "T9w" in found.of("wrong")[0].what
+    assert any("cuts something off" in f.what for f in found.of("odd"))
+
+
+def test_a_run_folder_and_a_model_folder_are_known(tiny_run: Path) -> None:
+    found = diagnose(tiny_run, measure=False)
+    assert found.kind == "experiment" and found.exit_code == 0
+    assert any("8 phantoms, judged by 4" in f.what for f in found.findings)
+    model = diagnose(tiny_run / "model", measure=False)
+    assert model.kind == "model" and model.exit_code == 0 and model.figures["subjects"] == 6
+
+
+def test_what_does_not_fit_is_said(tiny_run: Path) -> None:
+    c = config.build(on_disk(tiny_run), "tiny")
+    store = Prepared.open(tiny_run / "prepared")
+    amounts = costs._amounts(c, store, training=10**12, cases=8)
+    stage = {"stage": "autoencoder", "unit": "step", "seconds": 0.1, "bytes": 10**9}
+    found = list(costs._stage_findings([stage], "", amounts, torch.device("cpu")))
+    assert [f.level for f in found] == ["wrong"] and "are available" in found[0].what
+    killed = list(costs._stage_findings([], "killed, most likely for want of memory", amounts, torch.device("cpu")))
+    assert [(f.level, f.where) for f in killed] == [("wrong", "autoencoder")]
+
+
+@pytest.mark.parametrize(("cudnn", "odd"), [(91002, 1), (91500, 0)])
+def test_a_cudnn_with_bad_bfloat16_convolutions_is_named(cudnn: int, odd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(name="GPU", total_memory=2**34)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    found = list(environment(torch.device("cuda"), Path()))
+    assert len([f for f in found if f.level == "odd" and "9.15" in f.what]) == odd
+    assert "GPU with 16.0 GiB" in found[0].what
+
+
+def test_a_measurement_that_takes_too_long_is_ended() -> None:
+    done, problem = timing.measured({"model": "/nowhere"}, limit_seconds=0.2)
+    assert done == [] and problem.startswith("not finished within")
+
+
+def test_cohorts_of_any_format_are_read(tiny_run: Path) -> None:
+    assert read_cohort(tiny_run / "synthetic").cases
+    found = diagnose(tiny_run / "synthetic", measure=False)
+    assert found.figures["format"] == "bids" and found.figures["cases"] == 3
