@@ -12,6 +12,9 @@ from medgen.models.condition import Condition
 from medgen.models.embedding import CovariateEmbedding
 
 
+_COORDINATES = 9
+
+
 class ConditionedUNet(nn.Module):
     """Latent, time and covariates -> prediction of the same shape as the latent.
 
@@ -34,7 +37,7 @@ class ConditionedUNet(nn.Module):
         super().__init__()
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=latent_channels,
+            in_channels=latent_channels + _COORDINATES,
             out_channels=latent_channels,
             num_res_blocks=res_blocks,
             channels=channels,
@@ -57,7 +60,25 @@ class ConditionedUNet(nn.Module):
         )
         tokens, summary = self.covariates(cond)
         # MONAI's sinusoidal table spans timesteps of 0 to 1000.
+        x = torch.cat([x, coordinates(x).to(x.dtype)], dim=1)
         return self.unet(x, 1000.0 * time, context=tokens, class_labels=summary)
+
+
+def coordinates(x: torch.Tensor) -> torch.Tensor:
+    """Where each latent lies, (B, 9, X, Y, Z): along each axis u from -1 to 1, cos(pi u) and cos(2 pi u).
+
+    A convolution sees its place only in the padding at the borders. In pure noise there is nothing else to tell it,
+    and that is where the network must place the anatomy that was asked for.
+    """
+    axes = []
+    for axis, extent in enumerate(x.shape[2:]):
+        u = torch.linspace(-1.0, 1.0, extent, device=x.device)
+        shape = [1, 1, 1]
+        shape[axis] = extent
+        axes += [
+            wave.reshape(shape).expand(x.shape[2:]) for wave in (u, (torch.pi * u).cos(), (2 * torch.pi * u).cos())
+        ]
+    return torch.stack(axes).expand(x.shape[0], -1, -1, -1, -1)
 
 
 def factor(*, channels: Sequence[int] = (32, 64, 96)) -> int:
