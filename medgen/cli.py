@@ -1,8 +1,9 @@
 """The command line: parse, load the config, call one function. Heavy imports wait inside the commands."""
 
+import errno
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -22,6 +23,9 @@ model_app = typer.Typer(no_args_is_help=True, help="Look at a model folder.")
 app.add_typer(train_app, name="train")
 app.add_typer(model_app, name="model")
 
+# What the file system refuses and a user can mend: a file where a folder is wanted, no rights, a full disk.
+_USERS_ERRORS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS}
+
 ConfigFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the config, for example generate.n=32.")
@@ -32,13 +36,31 @@ RunFolder = Annotated[Path | None, typer.Option("--out", help="Run folder, runs/
 def main() -> None:
     """Entry point: 2 and one sentence for what a user can mend, 130 for an interrupt."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
     except InputError as error:
-        print(f"medgen: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("medgen: stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _stop(str(error), 2)
+    except OSError as error:
+        if error.errno not in _USERS_ERRORS:
+            raise
+        _stop(f"{error.filename or 'the output folder'}: {error.strerror}; mend that and run the same command again", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("stopped; run the same command again to go on", 130)
+    except Exception as error:
+        # A word of the command line that is wrong. The class has moved between versions of typer, so ask what it can.
+        say = getattr(error, "format_message", None)
+        if say is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            getattr(error, "show")()  # noqa: B009 (mypy does not know the class)
+            sys.exit(2)
+        _stop(f"{' '.join(say().split()).rstrip('.')}; see medgen --help", 2)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    print(f"medgen: {sentence}", file=sys.stderr)
+    sys.exit(code)
 
 
 @app.callback(invoke_without_command=True)
@@ -152,15 +174,20 @@ def prepare(
     from medgen import config as configs
     from medgen.progress import Display
     from medgen.stages.data import prepare_into
-    from medgen.stages.run import Run
+    from medgen.stages.run import Run, check
 
+    sets = (*([f"prepare.spacing_mm={spacing}"] if spacing else []), *(overrides or ()))
     if path.suffix in (".yaml", ".yml"):
-        experiment = configs.load(path, tuple(overrides or ()))
+        experiment = configs.load(path, sets)
+        if experiment.data.root is None:
+            raise InputError(f"{path} names no data.root; for the phantom use: medgen run {path} --until prepared")
     else:
-        raw: dict[str, Any] = {"name": "prepare", "data": {"root": str(path)}, "prepare": {"spacing_mm": spacing}}
-        experiment = configs.build(raw, str(path), tuple(overrides or ()))
+        raw: dict[str, Any] = {"name": "prepare", "data": {"root": str(path)}, "prepare": {}}
+        experiment = configs.build(raw, str(path), sets)
     with Display() as display:
-        store = prepare_into(Run(experiment, out, display), out, workers)
+        run = Run(experiment, out, display)
+        check(run)
+        store = prepare_into(run, out, workers)
     shape, mm = " x ".join(map(str, store.shape)), " x ".join(f"{s:g}" for s in store.spacing_mm)
     print(f"{len(store.cases)} cases of {shape} voxels at {mm} mm in {out}")
 
@@ -253,7 +280,7 @@ def generate(
             format=format,
             on_progress=lambda done, total: display("generate", done, total, "samples"),
         )
-        if outcome.made or not (out / NAME).exists():
+        if outcome.made or (outcome.found and not (out / NAME).exists()):
             write_contact_sheet(out, out / NAME, format=format)
     print(f"{outcome.made} samples made, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
 

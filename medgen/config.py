@@ -17,6 +17,7 @@ Triple = tuple[float, float, float]
 IntTriple = tuple[int, int, int]
 Options = dict[str, Any]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -29,7 +30,7 @@ class PhantomConfig(_Section):
 
     n: Positive = 64
     spacing_mm: Annotated[float, Field(ge=1, le=8)] = 3.0
-    seed: int = 0
+    seed: Seed = 0
     missing: Share = 0.0
 
 
@@ -126,7 +127,7 @@ class GenerateConfig(_Section):
     requests: Path | None = None
     match: Literal["real"] | None = None
     balance: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     sampler: str = "heun"
     sampler_options: Options = {}
     steps: Positive = 16
@@ -149,7 +150,7 @@ class Config(_Section):
     """One experiment: one YAML file, one run folder ``runs/NAME``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
     threads: Positive | None = None
     workers: Positive | None = None
@@ -178,7 +179,9 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         InputError: the file is missing, is not YAML, or holds something the schema does not know; one sentence.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        raw = yaml.safe_load(text)
+        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader), path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give an experiment file such as configs/phantom.yaml") from None
     except IsADirectoryError:
@@ -198,6 +201,17 @@ def build(raw: dict[str, Any], said_in: str, overrides: tuple[str, ...] = ()) ->
         return Config.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{said_in}: {_sentence(error)}") from None
+
+
+def _refuse_twins(node: yaml.Node | None, path: Path) -> None:
+    """Refuse a key that stands twice in one section: YAML would silently keep the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise InputError(f"{path} has '{key.value}' twice (line {key.start_mark.line + 1}); keep one")
+            seen.add(key.value)
+            _refuse_twins(value, path)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

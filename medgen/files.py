@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,11 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` with the same suffixes; rename it onto ``path`` on success.
 
     The temporary name starts with a dot and ``PARTIAL`` and keeps the suffixes, because writers choose their format
-    from them. On an exception the temporary file is removed and ``path`` is as it was.
+    from them. It holds random digits: writers on several hosts may share a process number. On an exception the
+    temporary file is removed and ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}{secrets.randbelow(10**9):09d}-{path.name}")
     try:
         yield temporary
         temporary.replace(path)

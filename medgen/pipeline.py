@@ -30,7 +30,9 @@ class Stage:
         part: the part of the config (and of the input) it depends on.
         reads: stages whose results it reads.
         version: raised when its results change for the same config.
-        own_cache: its folder keeps what is still valid by itself, and so is not set aside.
+        extent: how much of it is asked for; more is added to what is there, and changes nothing of it.
+        by_content: later stages know its result by what it made, not by what it was told.
+        keeps: its folder keeps what is still valid by itself, and so is never set aside.
         skip: whether the experiment has no need of it.
     """
 
@@ -39,12 +41,14 @@ class Stage:
     part: Callable[[Run], Any]
     reads: tuple[str, ...] = ()
     version: int = 1
-    own_cache: bool = False
+    extent: Callable[[Run], int] = lambda run: 0
+    by_content: bool = False
+    keeps: bool = False
     skip: Callable[[Run], bool] = lambda run: False
 
 
 def _phantom(run: Run) -> Any:
-    return run.phantom.model_dump() if run.phantom else None
+    return run.phantom.model_dump(exclude={"n"}) if run.phantom else None
 
 
 def _training(section: Any) -> Any:
@@ -69,12 +73,19 @@ def _prepared(run: Run) -> Any:
 def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
-    return [g.model_dump(mode="json", exclude={"batch"}), table]
+    return [g.model_dump(mode="json", exclude={"batch", "n"}), table]
 
 
 STAGES = (
-    Stage("cohort", data.cohort, _phantom, own_cache=True, skip=lambda run: run.phantom is None),
-    Stage("prepared", data.prepared, _prepared, ("cohort",), own_cache=True),
+    Stage(
+        "cohort",
+        data.cohort,
+        _phantom,
+        extent=lambda run: run.phantom.n if run.phantom else 0,
+        by_content=True,
+        skip=lambda run: run.phantom is None,
+    ),
+    Stage("prepared", data.prepared, _prepared, ("cohort",), by_content=True, keeps=True),
     Stage(
         "autoencoder",
         codec.autoencoder,
@@ -98,7 +109,7 @@ STAGES = (
         ),
         ("prepared", "latents", "diffusion"),
     ),
-    Stage("synthetic", product.synthetic, _synthetic, ("model",)),
+    Stage("synthetic", product.synthetic, _synthetic, ("model",), extent=lambda run: run.config.generate.n),
     Stage("report", product.report, lambda run: run.config.report.model_dump(mode="json"), ("synthetic", "prepared")),
 )
 NAMES = tuple(stage.name for stage in STAGES)
@@ -136,7 +147,7 @@ def run_experiment(
     for stage in STAGES:
         if not stage.skip(run):
             hashes[stage.name] = _run_stage(run, stage, state, hashes)
-        if stage.name == until:
+        if stage.name == until and stage is not STAGES[-1]:
             return {}
     report: Mapping[str, Any] = read_json(run.folder / "report" / "report.json")
     return report
@@ -146,34 +157,40 @@ def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[st
     """Run one stage if it must; returns what later stages hash: the identity of its result."""
     read = {name: hashes[name] for name in stage.reads if name in hashes}
     mine = digest([stage.name, stage.version, stage.part(run), read])
+    extent = stage.extent(run)
     before = state.get(stage.name, {})
     folder = run.folder / stage.name
-    if before.get("hash") == mine and before.get("finished") and folder.exists():
+    same = before.get("hash") == mine and before.get("extent", 0) <= extent
+    if same and before.get("finished") and before.get("extent", 0) == extent and folder.exists():
         run.progress(stage.name, 1, 1, "unchanged")
         return str(before["result"])
-    if before.get("hash") not in (None, mine) and folder.exists() and not stage.own_cache:
-        _set_aside(run.folder, stage.name, before["hash"])
-    _bring_back(run.folder, stage.name, mine)
-    state[stage.name] = {"hash": mine, "finished": False}
+    if before and not same and folder.exists() and not stage.keeps:
+        _set_aside(run.folder, stage.name, f"{before['hash']}-{before.get('extent', 0)}")
+    # In this order a kill at any point leaves a state that does not call another config's result finished.
+    state[stage.name] = {"hash": mine, "extent": extent, "finished": False}
     write_json(run.folder / _STATE, state)
+    _bring_back(run.folder, stage.name, f"{mine}-{extent}")
     start = time.monotonic()
     stage.work(run)
-    # A stage that caches by content is known by what it made; a training by what it was told.
-    result = data.result_digest(run, stage.name) if stage.own_cache else mine
+    result = data.result_digest(run, stage.name) if stage.by_content else digest([mine, extent])
     seconds = round(time.monotonic() - start, 1)
-    state[stage.name] = {"hash": mine, "finished": True, "result": result, "seconds": seconds}
+    state[stage.name] = {"hash": mine, "extent": extent, "finished": True, "result": result, "seconds": seconds}
     write_json(run.folder / _STATE, state)
     return result
 
 
-def _set_aside(run_folder: Path, name: str, old_hash: str) -> None:
-    target = run_folder / "stale" / f"{name}-{old_hash}"
-    target.parent.mkdir(exist_ok=True)
-    if not target.exists():
-        (run_folder / name).rename(target)
+def _set_aside(run_folder: Path, name: str, key: str) -> None:
+    stale = run_folder / "stale"
+    stale.mkdir(exist_ok=True)
+    target = stale / f"{name}-{key}"
+    for number in range(1, 1000):  # one unfinished before it may have the name
+        if not target.exists():
+            break
+        target = stale / f"{name}-{key}-{number}"
+    (run_folder / name).rename(target)
 
 
-def _bring_back(run_folder: Path, name: str, new_hash: str) -> None:
-    source = run_folder / "stale" / f"{name}-{new_hash}"
+def _bring_back(run_folder: Path, name: str, key: str) -> None:
+    source = run_folder / "stale" / f"{name}-{key}"
     if source.exists() and not (run_folder / name).exists():
         source.rename(run_folder / name)

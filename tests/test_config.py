@@ -38,6 +38,8 @@ def test_overrides_reach_every_depth(tmp_path):
         ("name: a", ("generate.n",), "--set needs KEY=VALUE"),
         ("name: a", ("name.x=1",), "is a value, not a section"),
         ("name: a", ("device=gpu",), "device is auto, cpu"),
+        ("name: a\nseed: 1\nseed: 2", (), "'seed' twice"),
+        ("name: a\nseed: -1", (), "greater than or equal to 0"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, text, sets, word):

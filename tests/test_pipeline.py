@@ -102,3 +102,83 @@ def test_a_config_is_refused_before_the_first_stage(tmp_path, sections, word):
     with pytest.raises(InputError, match=word):
         run(tmp_path / "out", config.build(raw, "test"))
     assert not (tmp_path / "out").exists()
+
+
+def test_more_samples_are_added_and_fewer_set_the_rest_aside(tmp_path):
+    run(tmp_path, changed())
+    first = tmp_path / "synthetic" / "sub-syn000000" / "anat" / "sub-syn000000_T1w.nii.gz"
+    before = first.stat().st_mtime_ns
+    report, did = run(tmp_path, changed(generate={"n": 5}))
+    assert did == {"synthetic"} and report["samples"]["count"] == 5
+    assert first.stat().st_mtime_ns == before, "what was there is not drawn again"
+    report, _ = run(tmp_path, changed(generate={"n": 2}))
+    assert report["samples"]["count"] == 2
+
+
+def test_a_kill_while_stages_change_places_never_shows_another_configs_result(tmp_path, monkeypatch):
+    run(tmp_path, changed(), until="autoencoder")
+    other = changed(autoencoder={"kl_weight": 1e-3})
+    run(tmp_path, other, until="autoencoder")
+    weights = tmp_path / "autoencoder" / "checkpoint.safetensors"
+    theirs = weights.read_bytes()
+    real = pipeline._bring_back
+
+    def killed(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_bring_back", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, changed(), until="autoencoder")
+    monkeypatch.setattr(pipeline, "_bring_back", real)
+    assert weights.read_bytes() != theirs
+    run(tmp_path, other, until="autoencoder")
+    assert weights.read_bytes() == theirs
+
+
+def test_mended_labels_train_again(tmp_path):
+    """The figures of a mirrored label map equal the original's: only the content tells them apart."""
+    import nibabel as nib
+    import numpy as np
+
+    from medgen.cohort.phantom import write_phantom
+
+    write_phantom(tmp_path / "data", n=4, spacing_mm=8, seed=1, workers=1)
+    cfg = changed(data={"phantom": None, "root": str(tmp_path / "data")})
+    _, did = run(tmp_path / "run", cfg, until="autoencoder")
+    assert "autoencoder" in did
+    for path in (tmp_path / "data" / "derivatives").rglob("*_dseg.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), path)
+    _, did = run(tmp_path / "run", cfg, until="autoencoder")
+    assert "autoencoder" in did
+
+
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        ({"generate": {"where": "hight=3"}}, "known: age, sex, ventricles_ml"),
+        ({"generate": {"where": "age=300..400"}}, "force"),
+        ({"generate": {"requests": "none.csv"}}, "none.csv"),
+        ({"report": {"volume": "lesion_ml"}}, "report.volume 'lesion_ml'"),
+        ({"autoencoder": {"patch": [10, 10, 10]}}, "multiples of 4"),
+        ({"autoencoder": {"options": {"norm_groups": 0}}}, "autoencoder.options"),
+        ({"diffusion": {"network_options": {"head_channels": 0}}}, "diffusion.network_options"),
+    ],
+)
+def test_what_later_stages_cannot_do_is_refused_before_training(tmp_path, sections, word):
+    raw = copy.deepcopy(TINY)
+    for section, values in sections.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    with pytest.raises(InputError, match=word):
+        run(tmp_path, config.build(raw, "test"))
+    assert not (tmp_path / "autoencoder" / "checkpoint.safetensors").exists()
+
+
+def test_evaluate_prints_the_figures(tiny_run, tmp_path):
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    result = CliRunner().invoke(app, ["evaluate", str(path), "--out", str(tiny_run)])
+    assert result.exit_code == 0 and "asked against measured" in result.output

@@ -1,6 +1,7 @@
 """The report of a run: what the codec keeps, whether samples obey, whether they are diverse."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ def write_report(
     synthetic: Path,
     options: PrepareOptions,
     *,
+    format: str | None = None,
     device: torch.device,
     workers: int = 1,
     volume: str | None = None,
@@ -47,6 +49,7 @@ def write_report(
         codec: trained, in evaluation mode.
         synthetic: the synthetic dataset.
         options: of the cohort's preparation.
+        format: of the synthetic dataset, recognised where None.
         device: where the codec is.
         workers: processes that prepare.
         volume: the covariate whose correlation ``min_volume_r`` bounds, such as ``ventricles_ml``.
@@ -56,8 +59,11 @@ def write_report(
     Returns:
         The report; ``failures`` lists the bounds that were missed.
     """
-    same_grid = replace(options, shape=store.shape, spacing_mm=store.spacing_mm, channels=store.channels)
-    samples = prepare_cohort(read_cohort(synthetic), folder / "prepared", same_grid, workers=workers)
+    made = read_cohort(synthetic, format=format)
+    same_grid = replace(
+        options, shape=store.shape, spacing_mm=store.spacing_mm, channels=_in_order(made.channels, store.channels)
+    )
+    samples = prepare_cohort(made, folder / "prepared", same_grid, workers=workers)
     report: dict[str, Any] = {
         "codec": _codec(store, codec, device),
         "samples": {"count": len(samples.cases), "volumes": _volumes([c.covariates for c in samples.cases])},
@@ -67,6 +73,16 @@ def write_report(
     write_json(folder / "report.json", report)
     write_text(folder / "report.md", as_markdown(report))
     return report
+
+
+def _in_order(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The channels of a dataset in the cohort's order: a format may have had to shorten ``T1 post`` to ``T1post``."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^0-9a-z]", "", name.lower())
+
+    by_name = {plain(name): name for name in found}
+    return tuple(by_name.get(plain(name), name) for name in wanted)
 
 
 def _codec(store: Prepared, codec: Codec, device: torch.device) -> dict[str, Any]:

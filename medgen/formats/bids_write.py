@@ -46,7 +46,8 @@ class BidsWriter:
         self._ledger = Ledger(out, lambda i: self._path(i, f"{first}.json"), self._ids, self._files_of)
         self.committed, self.uncommitted = self._ledger.committed, self._ledger.uncommitted
         self.sidecar, self.discard = self._ledger.sidecar, self._ledger.discard
-        refresh(description, _json(self._description()))
+        if not description.is_file() and next(out.glob("sub-*"), None) is not None:
+            raise InputError(f"{out} holds subjects that medgen did not write; choose an empty folder")
 
     def write(self, sample: Sample) -> None:
         """See :meth:`medgen.formats.writer.Writer.write`."""
@@ -58,6 +59,8 @@ class BidsWriter:
         if self._ledger.is_committed(sample.sample_id):
             return
         self._ledger.discard(sample.sample_id)
+        # Written before the first image, so that a killed run's folder says what it is.
+        refresh(self.out / "dataset_description.json", _json(self._description()))
         volumes = [(self._tails[c], sample.images[c]) for c in self.info.channels if c in sample.images]
         volumes += [("dseg", sample.label)] if sample.label is not None else []
         files = []
@@ -93,6 +96,7 @@ class BidsWriter:
     def _manifests(self, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
         columns, rows = covariate_rows(self.info, sidecars)
         table = tsv_text(["participant_id", *columns], [[f"sub-{i}", *row] for i, row in rows.items()])
+        refresh(self.out / "dataset_description.json", _json(self._description()))
         refresh(self.out / "participants.tsv", table)
         identifier = {"participant_id": {"Description": "synthetic subject; stands for no person"}}
         refresh(self.out / "participants.json", _json(identifier | describe(self.info.schema)))

@@ -19,7 +19,7 @@ from medgen.files import inside
 from medgen.formats import folder
 from medgen.formats.cells import safe_name
 from medgen.formats.folder import DATASET_JSON
-from medgen.formats.writer import DatasetInfo, Writer, check_sample, folder_ledger
+from medgen.formats.writer import SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
 
 
@@ -150,6 +150,7 @@ class DecathlonWriter:
         check_sample(sample, self.info, all_channels=True)
         if self._ledger.is_committed(sample.sample_id):
             return
+        (self.out / SIDECARS).mkdir(parents=True, exist_ok=True)  # marks the folder as medgen's
         self._ledger.sidecar_path(sample.sample_id).unlink(missing_ok=True)
         volumes = [sample.images[c] for c in self.info.channels]
         image = Volume(np.concatenate([v.data for v in volumes]), volumes[0].affine)

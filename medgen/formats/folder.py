@@ -106,3 +106,6 @@ def check_free(root: Path) -> None:
     """
     if (root / DATASET_JSON).exists() and not (root / SIDECARS).is_dir():
         raise InputError(f"{root} holds another dataset already ({DATASET_JSON}); choose an empty folder")
+    images = root / "imagesTr"
+    if images.is_dir() and any(images.iterdir()) and not (root / SIDECARS).is_dir():
+        raise InputError(f"{root} holds images that medgen did not write; choose an empty folder")

@@ -180,17 +180,17 @@ class NnunetWriter:
         self._ledger = folder_ledger(out)
         self.committed, self.uncommitted = self._ledger.committed, self._ledger.uncommitted
         self.sidecar, self.discard = self._ledger.sidecar, self._ledger.discard
-        mapping = [
+        self._mapping = [
             {"original": value, "nnunet": new, "name": info.label_names[value]}
             for value, new in self.to_consecutive.items()
         ]
-        folder.write_manifest(out / SIDECARS / LABEL_MAP, {"labels": mapping})
 
     def write(self, sample: Sample) -> None:
         """See :meth:`medgen.formats.writer.Writer.write`."""
         check_sample(sample, self.info, all_channels=True)
         if self._ledger.is_committed(sample.sample_id):
             return
+        folder.write_manifest(self.out / SIDECARS / LABEL_MAP, {"labels": self._mapping})
         label = None if sample.label is None else _renumbered(sample.label, self.to_consecutive, sample.sample_id)
         self._ledger.sidecar_path(sample.sample_id).unlink(missing_ok=True)
         files = []

@@ -15,6 +15,7 @@ from medgen.formats.writer import DatasetInfo, Writer
 from medgen.generation.generator import Generator, provenance
 from medgen.sampling.noise import Key
 
+_SAMPLE = re.compile(r"syn\d{6,}")
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
@@ -55,12 +56,16 @@ def dataset_info(generator: Generator) -> DatasetInfo:
     """What an exporter must know of the dataset."""
     spec = generator.model.spec
     volumes = [volume_column(name) for name in spec.label_names[1:]]
+    told = {*volumes, *spec.derived}
     columns: list[Covariate] = []
     for c in generator.schema.covariates:
-        columns.append(Covariate(f"requested_{c.name}", c.kind, c.unit) if c.name in volumes else c)
+        columns.append(Covariate(f"requested_{c.name}", c.kind, c.unit) if c.name in told else c)
     columns += [Covariate(name, "continuous", "ml") for name in volumes]
     labels = dict(zip(spec.label_values[1:], spec.label_names[1:], strict=True))
-    about = {"model_sha256": generator.model.sha256, "trained_on": dict(spec.trained_on)}
+    columns += [Covariate(name) for name in spec.derived]
+    trained = dict(spec.trained_on)
+    about = {"model_sha256": generator.model.sha256, "trained_on": trained}
+    about["SkullStripped"] = trained.get("skull_stripped", False)
     return DatasetInfo(f"{spec.name} synthetic", spec.channels, labels, Schema(tuple(columns)), about)
 
 
@@ -97,17 +102,18 @@ def generate(
     keys = {f"syn{i:06d}": Key(seed, i) for i in indices}
     writer: Writer = open_writer(format, out, dataset_info(generator))
     mine = set(keys)
-    leftovers = writer.uncommitted()
-    if shard.count == 1:
-        remove_partials(out)
-    else:  # other shards may be writing theirs right now
-        leftovers &= mine
-    for sample_id in sorted(leftovers):
-        writer.discard(sample_id)
     done = writer.committed()
     expected = {**provenance(generator.model.sha256, generator.drawing), "seed": seed, "plan": plan.describe()}
     for sample_id in sorted(done):
         _same_dataset(writer.sidecar(sample_id), expected, out)
+    # Only what bears the name of a sample is ever removed, and with several shards only what is this one's to write.
+    leftovers = {i for i in writer.uncommitted() if _SAMPLE.fullmatch(i)}
+    if shard.count == 1:
+        remove_partials(out)
+    else:
+        leftovers &= mine
+    for sample_id in sorted(leftovers):
+        writer.discard(sample_id)
     waiting = [k for sample_id, k in keys.items() if sample_id not in done]
     made, batch = 0, generator.drawing.batch
     for start in range(0, len(waiting), batch):

@@ -22,15 +22,22 @@ def export(samples: Iterable[Sample], out: str | Path, generator: Generator, *, 
 
     Returns:
         How many were written.
+
+    Raises:
+        InputError: two different samples of one index.
     """
     writer = open_writer(format, Path(out), dataset_info(generator))
     there, written = writer.committed(), 0
     try:
         for sample in samples:
-            if sample.sample_id not in there:
-                writer.write(sample)
-                there.add(sample.sample_id)
-                written += 1
+            if sample.sample_id in there:
+                known = writer.sidecar(sample.sample_id)
+                if any(known.get(key) != sample.sidecar.get(key) for key in ("model_sha256", "seed", "request")):
+                    raise InputError(f"{out} holds another sample {sample.sample_id}; give each sample its own index")
+                continue
+            writer.write(sample)
+            there.add(sample.sample_id)
+            written += 1
     finally:
         writer.close()
     return written

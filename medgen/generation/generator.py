@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from medgen import __version__
+from medgen.cohort.derive import derive
 from medgen.cohort.requests import Row, check, resolve
 from medgen.cohort.sample import Sample
 from medgen.cohort.schema import Schema, Value, volume_column
@@ -158,7 +159,8 @@ class Generator:
             name: Volume(r.invert(restored[c : c + 1]), grid.affine)
             for c, (name, r) in enumerate(zip(spec.channels, intensities, strict=True))
         }
-        label, measured = None, {}
+        label: Volume | None = None
+        measured: dict[str, Value] = {}
         if probabilities is not None:
             ids = geometry.invert_probabilities(probabilities) if native else probabilities.argmax(axis=0)
             values = np.asarray(spec.label_values, dtype=_label_type(spec.label_values))[ids]
@@ -168,15 +170,18 @@ class Generator:
             volumes = label_volumes_ml(values, spec.label_values[1:], grid.affine)
             names = zip(spec.label_values[1:], spec.label_names[1:], strict=True)
             measured = {volume_column(name): round(volumes[value] * own, 4) for value, name in names}
+            in_own_space = {value: volume * own for value, volume in volumes.items()}
+            told = derive(spec.derived, in_own_space, row.values)
+            measured |= {name: told[name] for name in spec.derived}
         return Sample(
             sample_id=f"syn{key.index:06d}",
             images=images,
             label=label,
-            covariates=_covariates(row.values, measured, self.schema),
+            covariates=_covariates(row.values, measured),
             sidecar=self._sidecar(row, key, measured, chosen),
         )
 
-    def _sidecar(self, row: Row, key: Key, measured: Mapping[str, float], record: int) -> dict[str, Any]:
+    def _sidecar(self, row: Row, key: Key, measured: Mapping[str, Value], record: int) -> dict[str, Any]:
         return {
             **provenance(self.model.sha256, self.drawing),
             "index": key.index,
@@ -205,12 +210,7 @@ def provenance(sha256: str, drawing: Drawing) -> dict[str, Any]:
     return {"medgen": __version__, "model_sha256": sha256, "drawing": how}
 
 
-def _covariates(asked: Mapping[str, Value], measured: Mapping[str, float], schema: Schema) -> dict[str, Value]:
-    """A row of the participants table: conditions as drawn, volumes as measured beside ``requested_`` ones."""
-    row: dict[str, Value] = {}
-    for name, value in asked.items():
-        if name in measured:
-            row[f"requested_{name}"] = value
-        else:
-            row[name] = value
-    return {**row, **measured}
+def _covariates(asked: Mapping[str, Value], measured: Mapping[str, Value]) -> dict[str, Value]:
+    """A row of the participants table: conditions as drawn, what the label tells as measured beside ``requested_``."""
+    requested = {f"requested_{name}" if name in measured else name: value for name, value in asked.items()}
+    return {**requested, **measured}

@@ -52,6 +52,7 @@ class ModelSpec:
         encoder: the condition encoder (the columns it was trained on, presence flags included).
         schema: the covariates users may ask for.
         joint: their joint distribution over the training cases.
+        derived: columns computed from others and from label volumes, as expressions.
         statistics: mean and standard deviation of each latent channel.
         records: geometry and intensity of the training cases, without their names.
         sampling: default sampler, options, steps, guidance.
@@ -71,6 +72,7 @@ class ModelSpec:
     encoder: Mapping[str, Any]
     schema: list[dict[str, Any]]
     joint: Mapping[str, Any]
+    derived: Mapping[str, str]
     statistics: Mapping[str, Any]
     records: list[dict[str, Any]]
     sampling: Mapping[str, Any]

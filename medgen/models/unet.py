@@ -11,7 +11,6 @@ from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.embedding import CovariateEmbedding
 
-
 _COORDINATES = 9
 
 

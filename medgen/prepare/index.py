@@ -7,6 +7,7 @@ from typing import Any
 from medgen.cohort.case import Cohort
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
 from medgen.errors import InputError
+from medgen.files import digest
 from medgen.prepare.intensity import IntensityRecord
 from medgen.prepare.options import PrepareOptions
 from medgen.prepare.plan import Plan
@@ -75,16 +76,23 @@ def build_index(
         "shape": list(plan.shape),
         "stride": options.stride,
         "options": _plain(options.to_json()),
+        # What later stages depend on beside these figures: the bytes of every input.
+        "content": digest([row["hash"] for row in rows]),
         "cases": cases,
     }
 
 
 def label_names(cohort: Cohort, label_values: Sequence[int]) -> tuple[str, ...]:
-    """Name of each label id: the cohort's, or ``label_<value>``; a name used twice gets its value appended."""
+    """Name of each label id: the cohort's, or ``label_<value>``; values are appended where columns would clash."""
     names = ["background"]
+    columns: set[str] = set()
     for value in label_values[1:]:
         name = cohort.label_names.get(value, f"label_{value}")
-        names.append(f"{name}_{value}" if name in names else name)
+        # Names are told apart by the columns of their volumes: GM-1 and GM_1 would share one.
+        if volume_column(name) in columns or volume_column(name) == "_ml":
+            name = f"{name}_{value}"
+        columns.add(volume_column(name))
+        names.append(name)
     return tuple(names)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from medgen.generation.model import build_codec
 from medgen.models.codec import Codec
-from medgen.stages.conditions import conditions
+from medgen.stages.conditions import check_requests
 from medgen.stages.run import Run, schedule_of
 from medgen.store.latents import Latents, LatentStatistics
 from medgen.store.prepared import Prepared
@@ -42,7 +42,7 @@ def _fresh_codec(run: Run) -> Codec:
 
 def autoencoder(run: Run) -> None:
     """Train the codec."""
-    conditions(run)  # refuses here, and not after a long training, what the diffusion stage cannot be conditioned on
+    check_requests(run)  # refuses here, and not after a long training, what later stages cannot do
     c = run.config.autoencoder
     images, labels = _arrays(run, run.train_cases())
     held_out = [

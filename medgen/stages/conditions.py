@@ -3,7 +3,10 @@
 from collections.abc import Collection, Mapping
 
 from medgen.cohort import derive
+from medgen.cohort.joint import Joint
+from medgen.cohort.requests import RequestPlan, plan
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
+from medgen.errors import InputError
 from medgen.models.condition import ConditionEncoder
 from medgen.stages.run import Run
 
@@ -33,6 +36,31 @@ def conditions(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
     # A column without any value in training can be asked for by nobody.
     kept = [n for n in chosen.names if any(row.get(n) is not None for row in training)]
     return chosen.only(kept), rows
+
+
+def fit_joint(run: Run) -> Joint:
+    """The joint distribution of the conditions over the training cases."""
+    schema, rows = conditions(run)
+    return Joint.fit(schema, [rows[i] for i in run.train_cases()])
+
+
+def plan_of(run: Run, schema: Schema, joint: Joint) -> RequestPlan:
+    """What the config asks of the samples."""
+    g = run.config.generate
+    return plan(schema, joint, where=g.where, table=g.requests, match=g.match, balance=g.balance, force=g.force)
+
+
+def check_requests(run: Run) -> None:
+    """Refuse conditions, requests and bounds that cannot be met, before anything is trained.
+
+    Raises:
+        InputError: naming the key of the config.
+    """
+    schema, _ = conditions(run)
+    plan_of(run, schema, fit_joint(run))
+    volume = run.config.report.volume
+    if volume is not None and volume not in schema:
+        raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(schema.names)})")
 
 
 def check_derived(expressions: Mapping[str, str], schema: Schema, labels: Collection[int] | None) -> None:

@@ -10,7 +10,7 @@ from medgen.cohort import schema_file, splits
 from medgen.cohort.case import Cohort
 from medgen.cohort.phantom import write_phantom
 from medgen.cohort.schema import Covariate, Schema, volume_column
-from medgen.files import digest, read_json
+from medgen.files import digest, read_json, sha256_file
 from medgen.formats.detect import read_cohort
 from medgen.prepare.run import prepare_cohort
 from medgen.stages.conditions import check_derived
@@ -33,7 +33,7 @@ def result_digest(run: Run, stage: str) -> str:
 
 
 def _file_list(folder: Path) -> list[Any]:
-    return [[str(p.relative_to(folder)), p.stat().st_size] for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [[str(p.relative_to(folder)), sha256_file(p)] for p in sorted(folder.rglob("*")) if p.is_file()]
 
 
 def cohort(run: Run) -> None:

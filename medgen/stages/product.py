@@ -1,14 +1,12 @@
 """Stages model, synthetic and report: what a run gives its user."""
 
-from medgen.cohort.joint import Joint
-from medgen.cohort.requests import plan as plan_requests
 from medgen.evaluation.report import write_report
 from medgen.generation.contact import NAME, write_contact_sheet
 from medgen.generation.dataset import generate
 from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import Kind, ModelSpec, build_network, save_model
 from medgen.stages.codec import label_count, trained_codec
-from medgen.stages.conditions import conditions, fit_encoder
+from medgen.stages.conditions import conditions, fit_encoder, fit_joint, plan_of
 from medgen.stages.run import Run
 from medgen.store.latents import Latents
 from medgen.training.checkpoint import load_average
@@ -18,7 +16,7 @@ def model(run: Run) -> None:
     """Assemble the model folder."""
     c, store = run.config, run.store
     stored = Latents(run.folder / "latents")
-    schema, rows = conditions(run)
+    schema, _ = conditions(run)
     encoder, _ = fit_encoder(run)
     training = run.train_cases()
     codec = trained_codec(run)
@@ -38,7 +36,8 @@ def model(run: Run) -> None:
         network=run.network_kind(),
         encoder=encoder.to_json(),
         schema=schema.to_json(),
-        joint=Joint.fit(schema, [rows[i] for i in training]).to_json(),
+        joint=fit_joint(run).to_json(),
+        derived=dict(c.covariates.derived),
         statistics={"mean": stored.statistics.mean, "std": stored.statistics.std},
         records=[{"geometry": store.cases[i].geometry, "intensity": store.cases[i].intensity} for i in training],
         sampling={
@@ -51,6 +50,7 @@ def model(run: Run) -> None:
             "cases": len(training),
             "subjects": len({store.cases[i].subject_id for i in training}),
             "validation": len(run.held_out_cases()),
+            "skull_stripped": all(store.cases[i].quality.get("foreground") == "stripped" for i in training),
         },
     )
     save_model(run.folder / "model", spec, codec.state_dict(), load_average(checkpoint, "network", network))
@@ -62,15 +62,7 @@ def synthetic(run: Run) -> None:
     g = run.config.generate
     drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space)
     generator = Generator.load(run.folder / "model", device=str(run.device), drawing=drawing)
-    plan = plan_requests(
-        generator.schema,
-        generator.model.joint,
-        where=g.where,
-        table=g.requests,
-        match=g.match,
-        balance=g.balance,
-        force=g.force,
-    )
+    plan = plan_of(run, generator.schema, generator.model.joint)
     progress = run.stage_progress("synthetic")
     generate(
         generator,
@@ -93,6 +85,7 @@ def report(run: Run) -> None:
         trained_codec(run),
         run.folder / "synthetic",
         run.prepare_options(),
+        format=run.config.generate.format,
         device=run.device,
         workers=run.config.workers or 1,
         volume=r.volume,

@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from medgen.cohort import derive
+from medgen.cohort.schema import Covariate, Schema
 from medgen.config import Config, PhantomConfig, TrainingConfig
 from medgen.errors import InputError
-from medgen.generation.model import Kind
+from medgen.generation.model import Kind, build_codec, build_network
 from medgen.prepare.options import PrepareOptions
 from medgen.registry import check_options, resolve
 from medgen.store.prepared import Prepared
@@ -142,9 +143,30 @@ def check(run: Run) -> None:
     if c.prepare.shape and any(n % multiple for n in c.prepare.shape):
         raise InputError(f"prepare.shape {list(c.prepare.shape)} must be multiples of {multiple} along each axis")
     run.prepare_options()  # looks at the rest of them
+    patch, codec_stride = c.autoencoder.patch, run.codec_stride()
+    if patch and any(n % codec_stride for n in patch):
+        raise InputError(f"autoencoder.patch {list(patch)} must be multiples of {codec_stride}, the codec's stride")
+    _build_networks(run)
     if c.threads:
         torch.set_num_threads(c.threads)
     assert run.device is not None
+
+
+def _build_networks(run: Run) -> None:
+    """Build both networks without memory: options that do not fit each other are refused before anything runs."""
+    some = Schema((Covariate("age"),))
+    for section, build in (
+        ("autoencoder.options", lambda: build_codec(run.codec_kind(), 1, 2)),
+        ("diffusion.network_options", lambda: build_network(run.network_kind(), 1, some)),
+    ):
+        try:
+            with torch.device("meta"):
+                build()
+        except InputError:
+            raise
+        except (ValueError, TypeError, ZeroDivisionError, IndexError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0][:160]
+            raise InputError(f"{section} do not make a network ({reason}); mend them") from None
 
 
 def schedule_of(t: TrainingConfig) -> Schedule:

@@ -113,8 +113,10 @@ def train(
         progress = {"step": step, "seconds": clock.seconds}
         checkpoint.save(path, task.modules, averages, task.optimisers, progress)
 
-    while (share := schedule.share(step, clock.seconds)) < 1.0:
-        rate = schedule.rate(step, clock.seconds)
+    # The clock is read once a step: the step that sees the end is the one that logs, validates and saves.
+    now = clock.seconds
+    while schedule.share(step, now) < 1.0:
+        rate = schedule.rate(step, now)
         for name, optimiser in task.optimisers.items():
             for group, lr in zip(optimiser.param_groups, base[name], strict=True):
                 group["lr"] = lr * rate
@@ -126,14 +128,16 @@ def train(
         step += 1
         for name, module in task.modules.items():
             averages[name].update(module, step)
-        last = schedule.share(step, clock.seconds) >= 1.0
+        now = clock.seconds
+        share = schedule.share(step, now)
+        last = share >= 1.0
         if step % schedule.log_every == 0 or last:
             means = {key: float(torch.stack(values).float().mean()) for key, values in figures.items()}
-            log.scalars(step, {**means, "rate": rate, "seconds": clock.seconds})
+            log.scalars(step, {**means, "rate": rate, "seconds": now})
             figures.clear()
             if on_progress:
                 remark = ", ".join(f"{k} {v:.4f}" for k, v in means.items())
-                on_progress(round(1000 * max(share, step / schedule.steps)), 1000, f"step {step}: {remark}")
+                on_progress(round(1000 * share), 1000, f"step {step}: {remark}")
         if step % schedule.validate_every == 0 or last:
             log.scalars(step, {f"val_{k}": v for k, v in task.validate(averages).items()})
             picture = task.panel(averages)

@@ -183,6 +183,33 @@ def test_faults_are_one_sentence(generator, tiny_run, tmp_path, whole):
         read_spec(tmp_path)
 
 
+@pytest.mark.parametrize("format", ["bids", "nnunet", "decathlon"])
+def test_a_cohort_is_never_taken_for_leftovers(generator, tmp_path, format):
+    """A raw folder without its description, given as OUT by mistake, loses nothing."""
+    scans = [tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz", tmp_path / "imagesTr" / "patient7_0000.nii.gz"]
+    for scan in scans:
+        scan.parent.mkdir(parents=True)
+        scan.write_bytes(b"a patient")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="medgen did not write"):
+        generate(generator, tmp_path, 2, everything(generator), seed=5, format=format)
+    assert sorted(tmp_path.rglob("*")) == before and all(s.read_bytes() == b"a patient" for s in scans)
+
+
+def test_export_refuses_two_samples_of_one_index(generator, tmp_path):
+    samples = [generator.sample(age=age) for age in (50, 60)]
+    with pytest.raises(InputError, match="own index"):
+        medgen.export(samples, tmp_path / "out", generator)
+
+
+def test_a_shard_without_work_is_no_error(tiny_run, tmp_path):
+    from medgen.cli import app
+
+    command = ["generate", str(tiny_run / "model"), str(tmp_path / "out"), "--n", "2", "--shard", "3/3"]
+    result = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+
+
 def test_the_model_folder_names_no_case(tiny_run):
     text = (tiny_run / "model" / "model.json").read_text() + (tiny_run / "model" / "README.md").read_text()
     assert "sub-" not in text and str(tiny_run) not in text
@@ -192,9 +219,10 @@ def test_the_model_folder_names_no_case(tiny_run):
         "model.json",
         "network.safetensors",
     ]
-    assert sha256_file(tiny_run / "model" / "codec.safetensors") == json.loads(
-        (tiny_run / "model" / "model.json").read_text()
-    )["sha256"]["codec.safetensors"]
+    assert (
+        sha256_file(tiny_run / "model" / "codec.safetensors")
+        == json.loads((tiny_run / "model" / "model.json").read_text())["sha256"]["codec.safetensors"]
+    )
 
 
 def test_generate_command(tiny_run, tmp_path):
