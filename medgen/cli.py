@@ -23,6 +23,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Look at a model folder.")
 app.add_typer(train_app, name="train")
 app.add_typer(model_app, name="model")
 
+_INTERRUPTED = 130
 # What the file system refuses and a user can mend: a file where a folder is wanted, no rights, a full disk.
 _USERS_ERRORS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS}
 
@@ -44,7 +45,7 @@ def main() -> None:
             raise
         _stop(f"{error.filename or 'the output folder'}: {error.strerror}; mend that and run the same command again", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("stopped; run the same command again to go on", 130)
+        code = _INTERRUPTED
     except Exception as error:
         # A word of the command line that is wrong. The class has moved between versions of typer, so ask what it can.
         say = getattr(error, "format_message", None)
@@ -54,8 +55,9 @@ def main() -> None:
             getattr(error, "show")()  # noqa: B009 (mypy does not know the class)
             sys.exit(2)
         _stop(f"{' '.join(say().split()).rstrip('.')}; see medgen --help", 2)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    if code == _INTERRUPTED:  # typer turns an interrupt into this code before it comes here
+        _stop("stopped; run the same command again to go on", _INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _stop(sentence: str, code: int) -> NoReturn:

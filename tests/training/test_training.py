@@ -76,7 +76,7 @@ def test_minutes_end_a_training_and_the_rate_reaches_zero(tmp_path):
     schedule = Schedule(steps=10**9, minutes=0.04, warmup=1, log_every=1, validate_every=10**6, precision="float32")
     train(Line(), tmp_path, schedule, CPU)
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert 2.0 < lines[-1]["seconds"] < 30
+    assert 2.0 < [x["seconds"] for x in lines if "seconds" in x][-1] < 30
     assert [x["rate"] for x in lines if "rate" in x][-1] < 0.3
     assert Schedule(steps=100).rate(50, 0) == pytest.approx(0.5)
 
