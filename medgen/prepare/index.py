@@ -49,7 +49,12 @@ def build_index(
     if conditions is not None:
         schema = schema.only(conditions)
     flags = flag_outliers([_figures(row, volumes) for row in rows])
-    borrowed = [_typical([row["intensity"][c] for row in rows], name) for c, name in enumerate(plan.channels)]
+    # Held-out cases lend nothing to training ones, unless only they have the channel.
+    training = [row for case, row in zip(cohort.cases, rows, strict=True) if case.split not in ("val", "test")]
+    borrowed = []
+    for c, name in enumerate(plan.channels):
+        lenders = training if any(row["intensity"][c] is not None for row in training) else rows
+        borrowed.append(_typical([row["intensity"][c] for row in lenders], name))
     cases = [
         {
             "key": key,

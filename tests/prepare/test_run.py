@@ -67,7 +67,8 @@ def test_what_is_missing_is_said(cohort: Cohort, tmp_path: Path):
     assert done.cases[2].channels_present == (True, False)
     assert (done.image(2)[1] == -1).all()
     assert done.cases[2].intensity[1]["borrowed"]
-    others = [c.intensity[1]["hi"] for i, c in enumerate(done.cases) if i != 2]
+    assert any(c.split == "val" for c in done.cases), "held-out cases lend nothing"
+    others = [c.intensity[1]["hi"] for i, c in enumerate(done.cases) if i != 2 and c.split != "val"]
     assert done.cases[2].intensity[1]["hi"] == pytest.approx(np.median(others))
     assert not done.cases[3].has_label and done.cases[3].covariates["lesion_ml"] is None
     assert not done.label(3).any() and done.label(3).shape == done.shape
