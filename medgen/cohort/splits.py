@@ -7,12 +7,19 @@ one subject of each run, drawn by (seed, subject), validates. So both sides see 
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from medgen.cohort.case import Case
+from medgen.cohort.case import Case, Cohort
 from medgen.errors import InputError
 
 SIDES = ("train", "val", "test")
+
+
+def split(cohort: Cohort, *, validation: float = 0.2, seed: int = 0) -> Cohort:
+    """The cohort with every case on its side; see :func:`assign`."""
+    sides = assign(cohort.cases, validation=validation, seed=seed)
+    return cohort.with_cases(tuple(replace(case, split=sides[case.case_id]) for case in cohort.cases))
 
 
 def assign(cases: Iterable[Case], *, validation: float = 0.2, seed: int = 0) -> dict[str, str]:

@@ -11,13 +11,13 @@ import torch
 
 from medgen.cohort.case import Cohort
 from medgen.cohort.load import LoadedCase, load_case
-from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
+from medgen.cohort.schema import Value, volume_column
 from medgen.config import Config, TrainingConfig
 from medgen.doctor import timing
 from medgen.doctor.environment import available_bytes, cores
 from medgen.doctor.facts import CaseFacts, without_fault
 from medgen.doctor.finding import Finding, duration, gib
-from medgen.prepare.index import label_names
+from medgen.prepare.index import label_names, schema_with_volumes
 from medgen.prepare.one import prepare_loaded
 from medgen.prepare.options import PrepareOptions
 from medgen.prepare.plan import Plan, make_plan
@@ -75,8 +75,6 @@ def store_like(cohort: Cohort, facts: Sequence[CaseFacts], plan: Plan, options: 
         for value, name in zip(plan.label_values[1:], volumes, strict=True):
             row[name] = None if f.label_ml is None else f.label_ml.get(value, 0.0)
         rows.append(row)
-    own = Schema(tuple(c for c in cohort.schema.covariates if c.name not in volumes))
-    schema = with_ranges(own.joined(Schema(tuple(Covariate(v, "continuous", "ml") for v in volumes))), rows)
     cases = tuple(
         PreparedCase(
             key=f"c{i:04d}",
@@ -98,7 +96,7 @@ def store_like(cohort: Cohort, facts: Sequence[CaseFacts], plan: Plan, options: 
         channels=plan.channels,
         label_values=plan.label_values,
         label_names=names,
-        schema=schema,
+        schema=schema_with_volumes(cohort.schema, volumes, rows),
         spacing_mm=plan.spacing_mm,
         shape=plan.shape,
         stride=options.stride,

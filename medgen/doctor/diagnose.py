@@ -12,7 +12,6 @@ from medgen.cohort import schema_file, splits
 from medgen.cohort.case import Cohort
 from medgen.cohort.joint import Joint
 from medgen.cohort.phantom import write_phantom
-from medgen.cohort.requests import plan as plan_requests
 from medgen.cohort.schema import Schema, Value
 from medgen.doctor import costs, covariates, images
 from medgen.doctor.environment import cores, environment
@@ -22,7 +21,7 @@ from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
 from medgen.generation.model import load_model
 from medgen.prepare.options import PrepareOptions
-from medgen.stages.conditions import conditions
+from medgen.stages.conditions import conditions, plan_of
 from medgen.stages.run import Run, StageProgress, check
 from medgen.training.precision import device_of
 
@@ -173,8 +172,7 @@ def _ahead(
 ) -> None:
     """What a run would make of the cohort, and what it would cost."""
     c = run.config
-    sides = splits.assign(cohort.cases, validation=c.data.validation, seed=c.seed)
-    cohort = cohort.with_cases(tuple(replace(case, split=sides[case.case_id]) for case in cohort.cases))
+    cohort = splits.split(cohort, validation=c.data.validation, seed=c.seed)
     plan = costs.expected_plan(cohort, facts, options)
     cases = phantoms or len(cohort.cases)
     notes.figures |= {"shape": list(plan.shape), "spacing_mm": list(plan.spacing_mm), "stride": options.stride}
@@ -208,7 +206,7 @@ def _asked(run: Run, schema: Schema, rows: list[dict[str, Value]], notes: _Notes
     g = run.config.generate
     if g.where and covered:
         with notes.noting("generate.where"):
-            plan_requests(schema, Joint.fit(schema, rows), where=g.where, force=g.force)
+            plan_of(run, Joint.fit(schema, rows))
             notes.add("ok", "generate.where", f"the cohort covers {g.where}")
     volume = run.config.report.volume
     if volume and volume not in schema:

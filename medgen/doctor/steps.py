@@ -145,16 +145,12 @@ def _diffusion(run: Run, codec: Codec, job: Mapping[str, Any], meter: Meter) -> 
     seconds = meter.typical(partial(_step, task, device, d.training.precision))
     yield {"stage": "diffusion", "unit": "step", "seconds": seconds, "bytes": meter.peak()}
     del task
-    solver = resolve("sampling", g.sampler, "sample")
+    solver = partial(resolve("sampling", g.sampler, "sample"), **g.sampler_options)
     steered = guide(process.as_model(network.requires_grad_(False).eval()), scale=g.guidance)
 
     def draw(steps: int) -> None:
-        def solve(*args: Any, **kwargs: Any) -> torch.Tensor:
-            out: torch.Tensor = solver(*args, **kwargs, **g.sampler_options)
-            return out
-
         noise = streams([Key(0, 0)], size, device)
-        process.sample(steered, (1, *size), cond.rows(slice(0, 1)), solve, noise, steps=steps)
+        process.sample(steered, (1, *size), cond.rows(slice(0, 1)), solver, noise, steps=steps)
 
     meter.start()
     with torch.no_grad():

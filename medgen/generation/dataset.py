@@ -120,7 +120,7 @@ def generate(
         part = waiting[start : start + batch]
         rows = [plan.row(key.index, seed) for key in part]
         for sample in generator.draw(rows, part):
-            writer.write(replace(sample, sidecar={**sample.sidecar, "plan": plan.describe()}))
+            writer.write(replace(sample, sidecar={**sample.sidecar, "plan": expected["plan"]}))
             made += 1
         if on_progress:
             on_progress(len(indices) - len(waiting) + made, len(indices))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Generator:
         if self.drawing.steps < 1:
             raise InputError(f"the sampler needs at least 1 step, not {self.drawing.steps}")
         check_options("sampling", self.drawing.sampler, "sample", self.drawing.options)
-        self._solver = plug_in("sampling", self.drawing.sampler, "sample")
+        self._solver = partial(plug_in("sampling", self.drawing.sampler, "sample"), **self.drawing.options)
 
     @staticmethod
     def load(folder: str | Path, *, device: str = "auto", drawing: Drawing | None = None) -> "Generator":
@@ -130,13 +131,8 @@ class Generator:
         cond = model.encoder.encode([{**row.values, **flags} for row in rows]).to(model.device)
         steered = guide(model.process.as_model(model.network), scale=drawing.guidance)
         shape = model.spec.latent_shape
-
-        def solver(*args: Any, **kwargs: Any) -> torch.Tensor:
-            out: torch.Tensor = self._solver(*args, **kwargs, **drawing.options)
-            return out
-
         noise = streams(keys, shape, model.device)
-        return model.process.sample(steered, (len(rows), *shape), cond, solver, noise, steps=drawing.steps)
+        return model.process.sample(steered, (len(rows), *shape), cond, self._solver, noise, steps=drawing.steps)
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
@@ -167,11 +163,11 @@ class Generator:
             label = Volume(values[None], grid.affine)
             # In the subject's own space: on the model's grid a registration may have scaled the voxels.
             own = 1.0 if native else geometry.voxel_ml / geometry.target.voxel_ml
-            volumes = label_volumes_ml(values, spec.label_values[1:], grid.affine)
+            on_grid = label_volumes_ml(values, spec.label_values[1:], grid.affine)
+            volumes = {value: volume * own for value, volume in on_grid.items()}
             names = zip(spec.label_values[1:], spec.label_names[1:], strict=True)
-            measured = {volume_column(name): round(volumes[value] * own, 4) for value, name in names}
-            in_own_space = {value: volume * own for value, volume in volumes.items()}
-            told = derive(spec.derived, in_own_space, row.values)
+            measured = {volume_column(name): round(volumes[value], 4) for value, name in names}
+            told = derive(spec.derived, volumes, row.values)
             measured |= {name: told[name] for name in spec.derived}
         return Sample(
             sample_id=f"syn{key.index:06d}",

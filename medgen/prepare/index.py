@@ -43,9 +43,7 @@ def build_index(
     values = [
         _covariates(case.covariates, cohort.schema, volumes, row) for case, row in zip(cohort.cases, rows, strict=True)
     ]
-    # A volume measured here replaces a column of that name: it is the one that generated labels are measured by.
-    own = Schema(tuple(c for c in cohort.schema.covariates if c.name not in volumes))
-    schema = with_ranges(own.joined(Schema(tuple(Covariate(v, "continuous", "ml") for v in volumes))), values)
+    schema = schema_with_volumes(cohort.schema, volumes, values)
     if conditions is not None:
         schema = schema.only(conditions)
     flags = flag_outliers([_figures(row, volumes) for row in rows])
@@ -85,6 +83,13 @@ def build_index(
         "content": digest([row["hash"] for row in rows]),
         "cases": cases,
     }
+
+
+def schema_with_volumes(schema: Schema, volumes: Sequence[str], rows: Sequence[Mapping[str, Value]]) -> Schema:
+    """The cohort's columns followed by the volumes of its labels, with their ranges over ``rows``."""
+    # A volume measured here replaces a column of that name: it is the one that generated labels are measured by.
+    own = Schema(tuple(c for c in schema.covariates if c.name not in volumes))
+    return with_ranges(own.joined(Schema(tuple(Covariate(v, "continuous", "ml") for v in volumes))), rows)
 
 
 def label_names(cohort: Cohort, label_values: Sequence[int]) -> tuple[str, ...]:

@@ -44,10 +44,10 @@ def fit_joint(run: Run) -> Joint:
     return Joint.fit(schema, [rows[i] for i in run.train_cases()])
 
 
-def plan_of(run: Run, schema: Schema, joint: Joint) -> RequestPlan:
+def plan_of(run: Run, joint: Joint) -> RequestPlan:
     """What the config asks of the samples."""
     g = run.config.generate
-    return plan(schema, joint, where=g.where, table=g.requests, match=g.match, balance=g.balance, force=g.force)
+    return plan(joint.schema, joint, where=g.where, table=g.requests, match=g.match, balance=g.balance, force=g.force)
 
 
 def check_requests(run: Run) -> None:
@@ -56,11 +56,11 @@ def check_requests(run: Run) -> None:
     Raises:
         InputError: naming the key of the config.
     """
-    schema, _ = conditions(run)
-    plan_of(run, schema, fit_joint(run))
-    volume = run.config.report.volume
-    if volume is not None and volume not in schema:
-        raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(schema.names)})")
+    joint = fit_joint(run)
+    plan_of(run, joint)
+    volume, known = run.config.report.volume, joint.schema.names
+    if volume is not None and volume not in known:
+        raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(known)})")
 
 
 def check_derived(expressions: Mapping[str, str], schema: Schema, labels: Collection[int] | None) -> None:

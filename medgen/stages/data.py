@@ -2,7 +2,6 @@
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,7 @@ def read(run: Run) -> Cohort:
     if run.config.covariates.schema_file:
         found = schema_file.apply(found, run.config.covariates.schema_file)
     _check_derived(run, found)
-    sides = splits.assign(found.cases, validation=data.validation, seed=run.config.seed)
-    return found.with_cases(tuple(replace(case, split=sides[case.case_id]) for case in found.cases))
+    return splits.split(found, validation=data.validation, seed=run.config.seed)
 
 
 def _check_derived(run: Run, cohort: Cohort) -> None:

@@ -1,5 +1,7 @@
 """Stage diffusion."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -35,7 +37,8 @@ def diffusion(run: Run) -> None:
     codec = trained_codec(run)
     torch.manual_seed(run.config.seed)
     network = build_network(run.network_kind(), mean.shape[1], encoder.schema).to(device)
-    sampler = resolve("sampling", run.config.generate.sampler, "sample")
+    g = run.config.generate
+    sampler = partial(resolve("sampling", g.sampler, "sample"), **g.sampler_options)
 
     @torch.no_grad()
     def draw(averaged: torch.nn.Module) -> np.ndarray:

@@ -62,7 +62,7 @@ def synthetic(run: Run) -> None:
     g = run.config.generate
     drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space)
     generator = Generator.load(run.folder / "model", device=str(run.device), drawing=drawing)
-    plan = plan_of(run, generator.schema, generator.model.joint)
+    plan = plan_of(run, generator.model.joint)
     progress = run.stage_progress("synthetic")
     generate(
         generator,

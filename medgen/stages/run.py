@@ -149,7 +149,7 @@ def check(run: Run) -> None:
     _build_networks(run)
     if c.threads:
         torch.set_num_threads(c.threads)
-    assert run.device is not None
+    device_of(c.device)
 
 
 def _build_networks(run: Run) -> None:
