@@ -1,6 +1,6 @@
 """Latents on disk: posterior mean and logvar of every case, and the dataset's statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,24 +53,31 @@ class Latents:
     """A folder of latents: ``mean.npy``, ``logvar.npy`` (N, C, x, y, z) and ``index.json``, written last.
 
     Row r belongs to case ``cases[r]`` (its index in the prepared store); ``mirrored[r]`` says that it encodes the
-    left-right flipped case.
+    left-right flipped case, ``copies[r]`` that it encodes the case's k-th augmented copy (0: the case itself), whose
+    label volumes ``volumes_ml[r]`` were measured again (None where the case's own hold). ``reached.npy`` (N, x, y, z)
+    says which latents the case's files reach; the others are padding.
     """
 
     def __init__(self, folder: Path) -> None:
         raw = read_json(folder / "index.json")
         self.cases: list[int] = raw["cases"]
         self.mirrored: list[bool] = raw["mirrored"]
+        self.copies: list[int] = raw.get("copies", [0] * len(self.cases))
+        self.volumes_ml: list[dict[str, float] | None] = raw.get("volumes_ml", [None] * len(self.cases))
         self.statistics = LatentStatistics(tuple(raw["mean"]), tuple(raw["std"]))
         try:
             self.mean = np.load(folder / "mean.npy", mmap_mode="r", allow_pickle=False)
             self.logvar = np.load(folder / "logvar.npy", mmap_mode="r", allow_pickle=False)
+            there = folder / "reached.npy"
+            self.reached = np.load(there, allow_pickle=False) if there.exists() else None
         except (OSError, ValueError, EOFError):
             raise InputError(f"{folder} holds damaged latents; remove it and run again") from None
 
     def rows(self, cases: Sequence[int], *, mirrored: bool = True) -> list[int]:
-        """Rows of the given cases."""
+        """Rows of the given cases; without ``mirrored`` only those of the cases as they are, no copies either."""
         wanted = set(cases)
-        return [r for r, c in enumerate(self.cases) if c in wanted and (mirrored or not self.mirrored[r])]
+        plain = [not (m or k) for m, k in zip(self.mirrored, self.copies, strict=True)]
+        return [r for r, c in enumerate(self.cases) if c in wanted and (mirrored or plain[r])]
 
     @staticmethod
     def write(
@@ -80,11 +87,20 @@ class Latents:
         cases: Sequence[int],
         mirrored: Sequence[bool],
         statistics: LatentStatistics,
+        *,
+        copies: Sequence[int] | None = None,
+        volumes_ml: Sequence[Mapping[str, float] | None] | None = None,
+        reached: np.ndarray | None = None,
     ) -> "Latents":
         """Write and open."""
+        if reached is not None:
+            with atomic(folder / "reached.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, reached.astype(bool), allow_pickle=False)
         for name, array in (("mean.npy", mean), ("logvar.npy", logvar)):
             with atomic(folder / name) as temporary, temporary.open("wb") as stream:
                 np.save(stream, array.astype(np.float32), allow_pickle=False)
         index: dict[str, Any] = {"cases": list(cases), "mirrored": list(mirrored)}
+        if copies is not None and any(copies):
+            index |= {"copies": list(copies), "volumes_ml": list(volumes_ml or [None] * len(cases))}
         write_json(folder / "index.json", {**index, "mean": statistics.mean, "std": statistics.std})
         return Latents(folder)
