@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from medgen.diffusion.process import row_means
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Network, Noise, Prediction, Sampler, expand
 
@@ -31,6 +32,11 @@ class Flow:
     shift: float
     t_max: float
 
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Least and largest noise level: t from 1 - t_max to t_max."""
+        return (1 - self.t_max) / self.t_max, self.t_max / (1 - self.t_max)
+
     def time(self, uniform_B: torch.Tensor) -> torch.Tensor:
         """Training times (B,) in (0, 1) from uniform numbers (B,)."""
         normal = torch.special.ndtri(uniform_B.double().clamp(1e-6, 1 - 1e-6))
@@ -40,21 +46,20 @@ class Flow:
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def loss(
-        self, net: Network, x0: torch.Tensor, cond: Condition, noise: torch.Tensor, uniform_B: torch.Tensor
+        self,
+        net: Network,
+        x0: torch.Tensor,
+        cond: Condition,
+        noise: torch.Tensor,
+        uniform_B: torch.Tensor,
+        *,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Flow-matching loss of each row, (B,).
-
-        Args:
-            net: predicts v from (x_t, t, condition).
-            x0: (B, C, X, Y, Z) standardised latents.
-            cond: their condition.
-            noise: standard normal, the shape of ``x0``.
-            uniform_B: uniform numbers (B,) that choose the times.
-        """
+        """Flow-matching loss of each row, (B,); see :class:`medgen.diffusion.process.Process`."""
         t_B = self.time(uniform_B).to(x0.device)
         t = expand(t_B, x0)
         v = net((1 - t) * x0 + t * noise, t_B, cond)
-        return (v.float() - (noise - x0)).square().flatten(1).mean(dim=1)
+        return row_means((v.float() - (noise - x0)).square(), weight)
 
     def as_model(self, net: Network) -> Model:
         """The network as a denoiser of x = x0 + sigma noise."""

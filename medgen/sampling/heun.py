@@ -3,9 +3,9 @@
 Order 2, two evaluations a step and one in a step that ends at sigma = 0, where the slope is undefined. Not adaptive.
 
 The trapezoid is taken in the straight-line variables of rectified flow, t = sigma / (1 + sigma) and
-x_t = x / (1 + sigma), by default. The ODE is the same, but t is bounded: in sigma itself a first step from a few
-hundreds down to ten multiplies the small change of slope by hundreds and is worse than Euler's. ``variable="sigma"``
-is the paper's algorithm, for schedules whose sigmas fall by modest ratios.
+x_t = x / (1 + sigma), by default, whatever the process: the ODE is the same, but t is bounded. In sigma itself a first
+step from a few hundreds down to ten multiplies the small change of slope by hundreds and is worse than Euler's.
+``variable="sigma"`` is the paper's algorithm, for schedules whose sigmas fall by modest ratios.
 """
 
 from itertools import pairwise
