@@ -1,6 +1,5 @@
 """The report of a run: what the codec keeps, whether samples obey, whether they are diverse."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -8,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from medgen.cohort.schema import Value
+from medgen.evaluation.codec_quality import rounded
 from medgen.files import write_json, write_text
 from medgen.formats.detect import read_cohort
 from medgen.measure.agreement import agreement
-from medgen.measure.image import mean_pairwise_ssim, psnr_db, ssim
-from medgen.measure.overlap import dice
-from medgen.models.codec import Codec
+from medgen.measure.image import mean_pairwise_ssim
 from medgen.prepare.options import PrepareOptions
 from medgen.prepare.run import prepare_cohort
 from medgen.store.prepared import Prepared
-from medgen.training.autoencoder import reconstruct
 
 _MAX_CASES = 32
 
@@ -28,12 +24,11 @@ _MAX_CASES = 32
 def write_report(
     folder: Path,
     store: Prepared,
-    codec: Codec,
+    codec: Mapping[str, Any],
     synthetic: Path,
     options: PrepareOptions,
     *,
     format: str | None = None,
-    device: torch.device,
     workers: int = 1,
     volume: str | None = None,
     min_volume_r: float | None = None,
@@ -46,11 +41,11 @@ def write_report(
     Args:
         folder: of the report.
         store: the prepared cohort.
-        codec: trained, in evaluation mode.
+        codec: what it keeps, of :func:`medgen.evaluation.codec_quality.measure`; ``below`` lists the thresholds that
+            it misses.
         synthetic: the synthetic dataset.
         options: of the cohort's preparation.
         format: of the synthetic dataset, recognised where None.
-        device: where the codec is.
         workers: processes that prepare.
         volume: the covariate whose correlation ``min_volume_r`` bounds, such as ``ventricles_ml``.
         min_volume_r: least correlation of requested with measured volumes, None for no bound.
@@ -65,7 +60,7 @@ def write_report(
     )
     samples = prepare_cohort(made, folder / "prepared", same_grid, workers=workers)
     report: dict[str, Any] = {
-        "codec": _codec(store, codec, device),
+        "codec": dict(codec),
         "samples": {"count": len(samples.cases), "volumes": _volumes([c.covariates for c in samples.cases])},
         "diversity": _diversity(store, samples),
     }
@@ -85,27 +80,6 @@ def _in_order(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(by_name.get(plain(name), name) for name in wanted)
 
 
-def _codec(store: Prepared, codec: Codec, device: torch.device) -> dict[str, Any]:
-    indices = list(store.indices("val"))
-    figures: dict[str, Any] = {"cases": len(indices), "held_out": True}
-    if not indices:
-        indices, figures["held_out"] = list(store.indices("train")), False
-    psnr, likeness, overlap = [], [], []
-    for i in indices[:_MAX_CASES]:
-        image = np.asarray(store.image(i), dtype=np.float32)
-        label = np.asarray(store.label(i)) if store.cases[i].has_label else None
-        out, ids = reconstruct(codec, image, label, device)
-        psnr.append(psnr_db(out, image))
-        likeness.append(ssim(out, image))
-        if ids is not None and label is not None:
-            overlap.append(dice(ids, label, range(1, len(store.label_values))))
-    figures |= {"psnr_db": _rounded(np.mean(psnr)), "ssim": _rounded(np.mean(likeness))}
-    if overlap:
-        means = np.nanmean(np.array(overlap), axis=0)
-        figures["dice"] = {n: _rounded(v) for n, v in zip(store.label_names[1:], means, strict=True)}
-    return figures
-
-
 def _volumes(rows: Sequence[Mapping[str, Value]]) -> dict[str, Any]:
     """Agreement of every requested volume with the measured one."""
     names = sorted({name.removeprefix("requested_") for row in rows for name in row if name.startswith("requested_")})
@@ -114,7 +88,7 @@ def _volumes(rows: Sequence[Mapping[str, Value]]) -> dict[str, Any]:
         pairs = [(row.get(f"requested_{name}"), row.get(name)) for row in rows]
         known = np.array([(float(a), float(m)) for a, m in pairs if a is not None and m is not None]).reshape(-1, 2)
         figures = asdict(agreement(known[:, 0], known[:, 1]))
-        found[name] = {key: _rounded(value) for key, value in figures.items()}
+        found[name] = {key: rounded(value) for key, value in figures.items()}
     return found
 
 
@@ -125,14 +99,7 @@ def _diversity(store: Prepared, samples: Prepared) -> dict[str, Any]:
     if count < 2:
         return {"cases": count}
     cohort_ssim, sample_ssim = mean_pairwise_ssim(real), mean_pairwise_ssim(made)
-    return {"cases": count, "cohort_ssim": _rounded(cohort_ssim), "sample_ssim": _rounded(sample_ssim)}
-
-
-def _rounded(value: Any) -> Any:
-    """Four digits; null for what is undefined, since NaN is not JSON."""
-    if isinstance(value, int):
-        return value
-    return None if not math.isfinite(float(value)) else round(float(value), 4)
+    return {"cases": count, "cohort_ssim": rounded(cohort_ssim), "sample_ssim": rounded(sample_ssim)}
 
 
 def _failures(
@@ -160,8 +127,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     lines = [
         "# Report",
         "",
-        f"Codec on {codec['cases']} {whose}: PSNR {codec['psnr_db']} dB, SSIM {codec['ssim']}.",
+        f"Codec on {codec['cases']} {whose}: PSNR {codec['psnr_db']} dB, SSIM {codec['ssim']}, L1 {codec['l1']}, "
+        f"sharpness {codec['sharpness']} of the images'.",
     ]
+    if codec["below"]:
+        lines += ["", f"**The codec is below its thresholds, and the run was forced on:** {'; '.join(codec['below'])}."]
     if "dice" in codec:
         lines += ["", "| label | Dice of reconstruction |", "| --- | --- |"]
         lines += [f"| {name} | {value} |" for name, value in codec["dice"].items()]

@@ -1,0 +1,235 @@
+"""The pinned protocol for samples: likeness, diversity, obedience, memorisation and sharpness, with intervals.
+
+Distributions are compared with the held-out cases, at equal numbers, and so are the training cases: what is left
+between real and real is the floor. A model's figure is its excess over it. Both are drawn in one bootstrap, so that
+the excess has an interval of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from medgen.cohort.schema import volume_column
+from medgen.errors import InputError
+from medgen.evaluation.codec_quality import rounded
+from medgen.evaluation.reference import Measured, Reference, measure_images
+from medgen.measure.agreement import agreement
+from medgen.measure.bootstrap import bootstrap, percentile_interval
+from medgen.measure.frechet import frechet
+from medgen.measure.mmd import median_bandwidth, mmd2, polynomial, rbf
+from medgen.measure.msssim import pairwise_ms_ssim
+from medgen.measure.neighbours import nearness
+from medgen.measure.prdc import prdc
+from medgen.measure.sharpness import laplacian_variance, radial_spectrum
+
+_MAX_SHARPNESS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A sample on the prepared grid.
+
+    Attributes:
+        image: (C, X, Y, Z) in [-1, 1].
+        label: (X, Y, Z) ids, None for a model of images alone.
+        request: what was asked for; volumes as ``<label name>_ml``. What is missing is not compared.
+        voxel_ml: of a voxel in the subject's own space; None takes the training cases' median.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    request: Mapping[str, Any]
+    voxel_ml: float | None = None
+
+
+def fidelity(
+    reference: Reference,
+    samples: Sequence[Made],
+    reconstructions: Sequence[np.ndarray] = (),
+    *,
+    neighbours: int = 5,
+    resamples: int = 500,
+    pairs: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure samples against a cohort.
+
+    Args:
+        reference: the cohort, measured by :func:`medgen.evaluation.reference.measure_reference`.
+        samples: on the cohort's grid, at least 8.
+        reconstructions: images (C, X, Y, Z) of held-out cases, through the codec: what is as sharp as it allows.
+        neighbours: of precision, recall, density and coverage.
+        resamples: bootstrap draws.
+        pairs: of images for MS-SSIM.
+        seed: of all draws.
+
+    Returns:
+        JSON-able. A figure with an interval is ``{"value", "low", "high"}``, null where undefined. ``floor`` holds
+        the training cases' figures, ``samples`` the samples' with their ``excess`` over it, ``volumes`` requested
+        against measured by label, ``memorisation`` and ``sharpness`` what their names say. MMD and Fréchet distance
+        are in units of the mean variance of the features' main components over the training cases.
+    """
+    for i, sample in enumerate(samples):
+        if sample.image.shape[1:] != reference.inside.shape or not np.isfinite(sample.image).all():
+            raise InputError(f"sample {i} is not finite on the cohort's grid; bring every sample onto it, or drop it")
+    if len(samples) <= max(neighbours, 7):
+        raise InputError(f"{len(samples)} samples are too few to be compared; make at least {max(neighbours + 1, 8)}")
+    usual_ml = reference.voxel_ml()
+    made = measure_images(
+        [s.image for s in samples],
+        [s.label for s in samples],
+        [s.voxel_ml or usual_ml for s in samples],
+        reference.segmenter,
+        reference.inside,
+        block=reference.block,
+    )
+    images = [s.image for s in samples]
+    real = [np.asarray(reference.store.image(i), np.float32) for i in reference.train_cases[: len(samples)]]
+    project = reference.projection
+    spaces = {
+        "features": (project(made.features), project(reference.held_out.features), project(reference.train.features)),
+        "voxels": (made.voxels, reference.held_out.voxels, reference.train.voxels),
+    }
+    return {
+        **_distributions(reference, made, neighbours, resamples, seed),
+        "ms_ssim": {
+            "samples": rounded(pairwise_ms_ssim(images, pairs=pairs, seed=seed).mean()),
+            "train": rounded(pairwise_ms_ssim(real, pairs=pairs, seed=seed).mean()),
+        },
+        "volumes": _volumes(reference, made, [s.request for s in samples], resamples, seed),
+        "label_dice": {
+            "samples": _mean_or_none(made.dice),
+            "held_out": _mean_or_none(reference.held_out.dice),
+        },
+        "memorisation": {
+            name: {key: rounded(value) for key, value in asdict(nearness(*sets)).items()}
+            for name, sets in spaces.items()
+        },
+        "sharpness": _sharpness(reference, images, reconstructions),
+        "components": {"kept": len(project.axes.T), "explained": rounded(project.explained)},
+    }
+
+
+def _distributions(reference: Reference, made: Measured, neighbours: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Floor, samples and excess at equal numbers."""
+    project = reference.projection
+    real, train, ours = (project(m.features) for m in (reference.held_out, reference.train, made))
+    n, bandwidth = min(map(len, (real, train, ours))), median_bandwidth(train)
+    gaussian = partial(rbf, bandwidth=bandwidth)
+    sides = {
+        name: _Side(
+            real, other, {"mmd": _kernels(gaussian, real, other), "mmd_poly": _kernels(polynomial, real, other)}
+        )
+        for name, other in (("floor", train), ("samples", ours))
+    }
+    rng = np.random.default_rng([seed, 1])
+    values: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}
+    replicates: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}
+    for _ in range(resamples):
+        # One draw of the held-out cases serves both sides: their excess does not suffer from its chance.
+        once = rng.permutation(len(real))[:n]
+        again = rng.choice(len(real), n)
+        for name, side in sides.items():
+            rows = rng.permutation(len(side.other))[:n]
+            items = prdc(real[once], side.other[rows], min(neighbours, n - 1))
+            values[name].append({**side.distances(once, rows), **items.means()})
+            resampled = {k: float(rng.choice(v, n).mean()) for k, v in vars(items).items()}
+            replicates[name].append({**side.distances(again, rng.choice(len(side.other), n)), **resampled})
+        for found in (values, replicates):
+            above = {k: found["samples"][-1][k] - found["floor"][-1][k] for k in ("mmd", "mmd_poly", "frechet")}
+            found["excess"].append(above)
+    figures: dict[str, Any] = {"n": n}
+    for name, draws in values.items():
+        figures[name] = {}
+        for key in draws[0]:
+            value = float(np.mean([d[key] for d in draws]))
+            spread = np.array([r[key] for r in replicates[name]])
+            figures[name][key] = percentile_interval(value, spread, recentre=True).to_json()
+    return figures
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Real cases against others, with the kernel matrices of each MMD."""
+
+    real: np.ndarray
+    other: np.ndarray
+    kernels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+    def distances(self, rows: np.ndarray, others: np.ndarray) -> dict[str, float]:
+        found = {name: mmd2(*matrices, rows, others) for name, matrices in self.kernels.items()}
+        return {**found, "frechet": frechet(self.real[rows], self.other[others])}
+
+
+def _kernels(
+    kernel: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return kernel(x, x), kernel(y, y), kernel(x, y)
+
+
+def _volumes(
+    reference: Reference, made: Measured, requests: Sequence[Mapping[str, Any]], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Requested against measured, by label; and what the segmenter reaches on real cases."""
+    found = {}
+    for i, label in enumerate(reference.store.label_names[1:]):
+        name = volume_column(label)
+        asked = np.array([float("nan") if r.get(name) is None else float(r[name]) for r in requests])
+        real = reference.held_out
+        found[name] = {
+            "generated_label": _agreement(asked, made.label_ml[:, i], resamples, seed),
+            "segmenter": _agreement(asked, made.found_ml[:, i], resamples, seed),
+            "segmenter_soft": _agreement(asked, made.soft_ml[:, i], resamples, seed),
+            "segmenter_on_real": _agreement(real.label_ml[:, i], real.found_ml[:, i], resamples, seed),
+            "segmenter_soft_on_real": _agreement(real.label_ml[:, i], real.soft_ml[:, i], resamples, seed),
+        }
+    return found
+
+
+def _agreement(asked: np.ndarray, measured: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    known = np.isfinite(asked) & np.isfinite(measured)
+    x, y = asked[known], measured[known]
+    figures: dict[str, Any] = {"n": len(x)}
+    if len(x) == 0:
+        return figures
+    for name in ("ccc", "r", "slope", "mae", "bias"):
+
+        def statistic(rows: np.ndarray, name: str = name) -> float:
+            return float(getattr(agreement(x[rows], y[rows]), name))
+
+        figures[name] = bootstrap(statistic, len(x), resamples=resamples, seed=seed).to_json()
+    return figures
+
+
+def _sharpness(reference: Reference, images: Sequence[np.ndarray], codec: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Laplacian variance and power by frequency, of the samples over those of reconstructions and of real cases."""
+    inside, frame = reference.inside, reference.frame
+    # The box that holds the inside: spectra need one, and the padding's edge is no detail of the image.
+    box = (slice(None), *(slice(int(w.min()), int(w.max()) + 1) for w in np.nonzero(inside)))
+    sets = {
+        "samples": list(images),
+        "real": [np.asarray(reference.store.image(i), np.float32) for i in reference.held_out_cases],
+        "reconstructions": list(codec),
+    }
+    sets = {name: some[:_MAX_SHARPNESS] for name, some in sets.items() if len(some)}
+    laplacian = {name: float(np.mean([laplacian_variance(v, inside) for v in some])) for name, some in sets.items()}
+    spectra = {name: np.mean([radial_spectrum(v[box]).power for v in some], axis=0) for name, some in sets.items()}
+    figures: dict[str, Any] = {
+        "laplacian_variance": {name: rounded(value) for name, value in laplacian.items()},
+        "frequency_per_voxel": [rounded(f) for f in radial_spectrum(images[0][box]).frequency],
+    }
+    for other in sets.keys() - {"samples"}:
+        ratio = spectra["samples"] / np.maximum(spectra[other], 1e-12)
+        figures[f"laplacian_ratio_to_{other}"] = rounded(laplacian["samples"] / max(laplacian[other], 1e-12))
+        figures[f"spectrum_ratio_to_{other}"] = [rounded(v) for v in ratio]
+    if frame.any():
+        # -1 is dark: what is above it is a bright frame.
+        figures["frame_mean"] = {n: rounded(np.mean([v[:, frame].mean() for v in some])) for n, some in sets.items()}
+    return figures
+
+
+def _mean_or_none(dice: np.ndarray) -> float | None:
+    return rounded(np.nanmean(dice)) if np.isfinite(dice).any() else None

@@ -1,0 +1,1 @@
+"""The segmenter that gates, evaluation and utility share as code, not as weights."""

@@ -1,0 +1,87 @@
+"""Training a segmenter on patches cropped on the device: a task of the one training loop."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+
+from medgen.models.losses import label_loss
+from medgen.segment.network import padding
+from medgen.segment.segmenter import Segmenter
+from medgen.store.augment import Augmentation
+from medgen.store.patches import PatchSampler
+from medgen.training.ema import Ema
+from medgen.training.pictures import rows_of_slices
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""An image (C, X, Y, Z) in [-1, 1] and its label ids (X, Y, Z), -1 where they are not known."""
+
+
+class SegmenterTask:
+    """Cross-entropy and soft Dice.
+
+    Args:
+        segmenter: fresh, on the device; its network is trained in place.
+        images: training images (N, C, X, Y, Z) on the device.
+        labels: their labels (N, 1, X, Y, Z), -1 where not known.
+        held_out: cases to validate on.
+        batch: patches a step; their extents are the segmenter's window.
+        learning_rate: of AdamW.
+        augmentation: classical augmentation, None for none.
+        seed: of patches and augmentation, each keyed by (seed, step).
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        held_out: Sequence[Pair],
+        *,
+        batch: int,
+        learning_rate: float,
+        augmentation: Augmentation | None,
+        seed: int,
+    ) -> None:
+        self.segmenter, self.held_out = segmenter, held_out
+        self.sampler = PatchSampler(
+            [images, labels],
+            segmenter.window,
+            batch,
+            seed=seed,
+            kinds=("image", "label"),
+            augmentation=augmentation,
+        )
+        self.modules: Mapping[str, torch.nn.Module] = {"net": segmenter.net}
+        self.optimisers: Mapping[str, torch.optim.Optimizer] = {
+            "net": torch.optim.AdamW(segmenter.net.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        }
+
+    def step(self, step: int, share: float) -> Iterator[tuple[torch.Tensor, str, Mapping[str, torch.Tensor]]]:
+        """One batch of patches."""
+        image, label = self.sampler(step).arrays
+        amounts = padding(image.shape[2:], self.segmenter.architecture.factor)
+        logits = self.segmenter.net(F.pad(image, amounts, value=-1.0))
+        loss = label_loss(logits, F.pad(label[:, 0], amounts, value=-1))
+        yield loss, "net", {"loss": loss}
+
+    def validate(self, averages: Mapping[str, Ema]) -> Mapping[str, float]:
+        """Mean Dice of a few held-out cases."""
+        averaged = self._averaged(averages)
+        found = [averaged.dice(image, label) for image, label in self.held_out[:8]]
+        return {"dice": float(np.nanmean(found))} if found else {}
+
+    def panel(self, averages: Mapping[str, Ema]) -> np.ndarray | None:
+        """A held-out case with its label, above the same with what was found."""
+        if not self.held_out:
+            return None
+        image, label = self.held_out[0]
+        return rows_of_slices([(image, label), (image, self._averaged(averages).predict(image))])
+
+    def _averaged(self, averages: Mapping[str, Ema]) -> Segmenter:
+        net: UNet = deepcopy(self.segmenter.net)
+        net.load_state_dict(averages["net"].state(net), strict=True)
+        return self.segmenter.with_network(net)

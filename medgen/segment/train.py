@@ -1,0 +1,170 @@
+"""Train a segmenter on pairs, whether real, synthetic or both."""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medgen.errors import InputError
+from medgen.files import digest, read_json, remove_partials, write_json
+from medgen.segment.network import Architecture, build
+from medgen.segment.segmenter import INDEX, WEIGHTS, Segmenter
+from medgen.segment.task import Pair, SegmenterTask
+from medgen.store.augment import Augmentation
+from medgen.store.prepared import Prepared
+from medgen.training.checkpoint import load_average
+from medgen.training.loop import Progress, Schedule
+from medgen.training.loop import train as run_loop
+from medgen.training.precision import device_of
+
+VERSION = 1
+"""Of this room's results: raise it when the same cases and choices give another segmenter."""
+
+CLASSICAL = Augmentation(
+    rotate_degrees=(15.0, 15.0, 15.0),
+    scale=0.15,
+    translate_voxels=2.0,
+    intensity_scale=0.15,
+    intensity_shift=0.1,
+    gamma=0.35,
+    noise=0.1,
+    chance=0.8,
+)
+"""Augmentation that keeps the side of the body; give the spacing where voxels are not cubes."""
+
+_CHECKPOINT = "checkpoint.safetensors"
+_IDENTITY = "identity.json"
+
+
+def pairs_of(store: Prepared, indices: Iterable[int]) -> list[Pair]:
+    """Image and label (memory maps) of those cases of a prepared cohort that have a label."""
+    return [(store.image(i), store.label(i)) for i in indices if store.cases[i].has_label]
+
+
+def train(
+    cases: Sequence[Pair],
+    folder: str | Path,
+    *,
+    labels: int,
+    held_out: Sequence[Pair] = (),
+    widths: Sequence[int] = (16, 32, 64, 128),
+    patch: Sequence[int] = (96, 96, 96),
+    steps: int = 2000,
+    batch: int = 2,
+    learning_rate: float = 1e-3,
+    augmentation: Augmentation | None = CLASSICAL,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    on_progress: Progress | None = None,
+) -> Segmenter:
+    """Train a segmenter, or go on where a killed training stopped, or load it where the same one is finished.
+
+    The result is a pure function of the cases, the choices and the machine; the number of steps is fixed, so that
+    trainings on few and on many cases cost the same.
+
+    Args:
+        cases: (image (C, X, Y, Z) in [-1, 1], label ids (X, Y, Z)) on one grid; -1 marks voxels that teach nothing.
+        folder: of the segmenter. What it holds of another training is replaced.
+        labels: label ids with background.
+        held_out: cases to validate on, never trained on.
+        widths: channels of each level.
+        patch: extents of a training patch, clipped to the grid's.
+        steps: of the optimiser.
+        batch: patches a step.
+        learning_rate: of AdamW, warmed up and then falling to 0 as a cosine.
+        augmentation: classical augmentation; None for none.
+        seed: of the first weights, the patches and the augmentation.
+        device: where to train.
+        precision: float32, bfloat16 or auto.
+        on_progress: called with (done, total, remark).
+
+    Returns:
+        The segmenter with averaged weights, as :meth:`Segmenter.load` would load it from the folder.
+
+    Raises:
+        InputError: no case, cases of different shapes, a label id out of range, a folder that is something else, or
+            a training that diverged.
+    """
+    folder, where = Path(folder), device_of(device) if isinstance(device, str) else device
+    images, targets = _stacked(cases, labels)
+    architecture = Architecture(images.shape[1], labels, tuple(widths))
+    window = tuple(min(p, n) for p, n in zip(patch, images.shape[2:], strict=True))
+    training: dict[str, Any] = {
+        "cases": len(cases),
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "augmentation": None if augmentation is None else asdict(augmentation),
+        "seed": seed,
+        "precision": precision,
+    }
+    identity = digest([VERSION, asdict(architecture), window, training, _digest(images), _digest(targets)])
+    _claim(folder, identity)
+    if (folder / INDEX).is_file():
+        return Segmenter.load(folder, device=where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build(architecture).to(where)
+    segmenter = Segmenter(architecture, net, window, training)
+    task = SegmenterTask(
+        segmenter,
+        torch.from_numpy(images).to(where),
+        torch.from_numpy(targets).to(where),
+        held_out,
+        batch=batch,
+        learning_rate=learning_rate,
+        augmentation=augmentation,
+        seed=seed,
+    )
+    schedule = Schedule(
+        steps=steps, warmup=min(50, steps // 10), precision=precision, validate_every=max(1, steps // 4)
+    )
+    run_loop(task, folder, schedule, where, on_progress)
+    net.load_state_dict(load_average(folder / _CHECKPOINT, "net", net), strict=True)
+    done = segmenter.with_network(net)
+    done.save(folder)
+    (folder / _CHECKPOINT).unlink()  # it is finished: what was kept to go on is four times the weights
+    return done
+
+
+def _stacked(cases: Sequence[Pair], labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, C, X, Y, Z) float16 and labels (N, 1, X, Y, Z) int16."""
+    if not cases:
+        raise InputError("a segmenter needs at least one labelled case to be trained on; there is none")
+    shapes = {(image.shape, label.shape) for image, label in cases}
+    image_shape, label_shape = next(iter(shapes))
+    if len(shapes) > 1 or len(image_shape) != 4 or image_shape[1:] != label_shape:
+        raise InputError(f"the cases of a segmenter must share one grid, found {sorted(shapes)}; prepare them together")
+    images = np.stack([np.asarray(image, dtype=np.float16) for image, _ in cases])
+    targets = np.stack([np.asarray(label, dtype=np.int16)[None] for _, label in cases])
+    if targets.max() >= labels or targets.min() < -1:
+        found = f"{targets.min()} to {targets.max()}"
+        raise InputError(f"label ids run from {found}, but {labels} ids from 0 were announced; give ids, not values")
+    return images, targets
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _claim(folder: Path, identity: str) -> None:
+    """Make the folder this training's own: what another training left in it is removed."""
+    path = folder / _IDENTITY
+    if folder.is_dir():
+        remove_partials(folder)
+    if path.is_file():
+        if read_json(path) == {"identity": identity}:
+            return
+        for name in (INDEX, WEIGHTS, _CHECKPOINT, "log.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("tensorboard", "panels"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something else already; choose a new folder for the segmenter")
+    write_json(path, {"identity": identity})
