@@ -1,6 +1,7 @@
 """The command line: parse, load the config, call one function. Heavy imports wait inside the commands."""
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -8,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medgen import __version__
-from medgen.errors import InputError
+from medgen.errors import BoundError, InputError
 
 app = typer.Typer(
     name="medgen",
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train one network of an experiment.")
-model_app = typer.Typer(no_args_is_help=True, help="Look at a model folder.")
+model_app = typer.Typer(no_args_is_help=True, help="Look at a model folder, or make one of published weights.")
 app.add_typer(train_app, name="train")
 app.add_typer(model_app, name="model")
 
@@ -31,13 +32,16 @@ ConfigFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the config, for example generate.n=32.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Go on with a codec below its thresholds (autoencoder.accept).")]
 RunFolder = Annotated[Path | None, typer.Option("--out", help="Run folder, runs/NAME by default.")]
 
 
 def main() -> None:
-    """Entry point: 2 and one sentence for what a user can mend, 130 for an interrupt."""
+    """Entry point: 2 and one sentence for what a user can mend, 3 for a missed bound, 130 for an interrupt."""
     try:
         code = app(standalone_mode=False)
+    except BoundError as error:
+        _stop(str(error), 3)
     except InputError as error:
         _stop(str(error), 2)
     except OSError as error:
@@ -78,11 +82,12 @@ def _version(
 def demo(
     out: Annotated[Path, typer.Argument(help="Run folder to write.")] = Path("demo"),
     overrides: Overrides = None,
+    force: Force = False,
 ) -> None:
     """The whole way on the embedded phantom cohort: phantoms, training, at least 16 synthetic pairs, figures."""
     packaged = Path(__file__).with_name("phantom.yaml")  # the wheel carries it; a checkout has it in configs/
     config = packaged if packaged.exists() else Path(__file__).parents[1] / "configs" / "phantom.yaml"
-    _experiment(config, overrides, out, None)
+    _experiment(config, overrides, out, None, force)
 
 
 @app.command(epilog="Example: `medgen run configs/oasis.yaml --set data.root=$DATA/oasis`")
@@ -91,12 +96,19 @@ def run(
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
     out: RunFolder = None,
+    force: Force = False,
 ) -> None:
-    """Run all stages of an experiment; what is done and unchanged is skipped, what was killed goes on."""
-    _experiment(config, overrides, out, until)
+    """Run all stages of an experiment; what is done and unchanged is skipped, what was killed goes on.
+
+    Exit code 3 where a figure misses a bound of the config: the codec's (the run stops before anything is trained on
+    its latents) or the report's (the run is complete).
+    """
+    _experiment(config, overrides, out, until, force)
 
 
-def _experiment(config: Path, overrides: list[str] | None, out: Path | None, until: str | None) -> None:
+def _experiment(
+    config: Path, overrides: list[str] | None, out: Path | None, until: str | None, force: bool = False
+) -> None:
     from medgen import pipeline
     from medgen.config import load
     from medgen.progress import Display
@@ -105,7 +117,9 @@ def _experiment(config: Path, overrides: list[str] | None, out: Path | None, unt
     experiment = load(config, tuple(overrides or ()))
     folder = out or experiment.runs / experiment.name
     with Display() as display:
-        report = pipeline.run_experiment(experiment, folder=folder, until=until, on_progress=display)
+        report = pipeline.run_experiment(experiment, folder=folder, until=until, force=force, on_progress=display)
+    if int(os.environ.get("RANK", "0")):
+        return  # under torchrun the first process speaks
     if not report:
         print(f"done until {until}: {folder}")
         return
@@ -116,26 +130,28 @@ def _experiment(config: Path, overrides: list[str] | None, out: Path | None, unt
 
 @train_app.command("autoencoder", epilog="Example: `medgen train autoencoder configs/phantom.yaml`")
 def train_autoencoder(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
-    """Train the codec (and prepare the cohort where that is not done); resumes after a kill."""
-    _experiment(config, overrides, out, "autoencoder")
+    """Train the codec (and prepare the cohort where that is not done) and measure it; resumes after a kill."""
+    _experiment(config, overrides, out, "quality")
 
 
 @app.command(epilog="Example: `medgen encode configs/phantom.yaml`")
-def encode(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+def encode(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None, force: Force = False) -> None:
     """Encode the cohort into latents, training the codec first where that is not done."""
-    _experiment(config, overrides, out, "latents")
+    _experiment(config, overrides, out, "latents", force)
 
 
 @train_app.command("diffusion", epilog="Example: `medgen train diffusion configs/phantom.yaml`")
-def train_diffusion(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+def train_diffusion(
+    config: ConfigFile, overrides: Overrides = None, out: RunFolder = None, force: Force = False
+) -> None:
     """Train the diffusion model and write the model folder; resumes after a kill."""
-    _experiment(config, overrides, out, "model")
+    _experiment(config, overrides, out, "model", force)
 
 
 @app.command(epilog="Example: `medgen evaluate configs/phantom.yaml`")
-def evaluate(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None) -> None:
+def evaluate(config: ConfigFile, overrides: Overrides = None, out: RunFolder = None, force: Force = False) -> None:
     """Measure an experiment's codec and samples; stages that are missing run first."""
-    _experiment(config, overrides, out, "report")
+    _experiment(config, overrides, out, "report", force)
 
 
 @app.command(epilog="Example: `medgen phantom phantoms --n 64 --spacing 3`")
@@ -175,6 +191,7 @@ def prepare(
     """Orient, resample, normalise and crop a cohort into arrays, with the way back recorded; resumes after a kill."""
     from medgen import config as configs
     from medgen.progress import Display
+    from medgen.stages.ancestor import with_ancestor
     from medgen.stages.data import prepare_into
     from medgen.stages.run import Run, check
 
@@ -187,7 +204,7 @@ def prepare(
         raw: dict[str, Any] = {"name": "prepare", "data": {"root": str(path)}, "prepare": {}}
         experiment = configs.build(raw, str(path), sets)
     with Display() as display:
-        run = Run(experiment, out, display)
+        run = Run(with_ancestor(experiment), out, display)
         check(run)
         store = prepare_into(run, out, workers)
     shape, mm = " x ".join(map(str, store.shape)), " x ".join(f"{s:g}" for s in store.spacing_mm)
@@ -236,8 +253,20 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="Solver, the model's by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the solver.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance, 1 for none.")] = None,
+    steering: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP",
+            help="In place of the model's steering, the first innermost: `threshold`, "
+            "`{kind: cfg, scale: 2, interval: [0.3, 10]}`, `none`; may be given several times.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time; 1 is exactly reproducible.")] = 1,
+    tile: Annotated[int | None, typer.Option(min=1, help="Voxels decoded at once, along each axis.")] = None,
     space: Annotated[str, typer.Option(help="native: a training case's grid; grid: the model's.")] = "native",
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of the model's text encoder, where it has moved.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Allow requests the cohort never covers.")] = False,
 ) -> None:
@@ -248,20 +277,21 @@ def generate(
     from medgen.generation.contact import NAME, write_contact_sheet
     from medgen.generation.dataset import Shard
     from medgen.generation.dataset import generate as write_dataset
-    from medgen.generation.generator import Generator
+    from medgen.generation.generator import Generator, steered
     from medgen.progress import Display
 
     if space not in ("native", "grid"):
         raise InputError(f"--space is native or grid, not '{space}'")
     part = Shard.parse(shard)
-    generator = Generator.load(model, device=device)
+    generator = Generator.load(model, device=device, text_encoder=text_encoder)
     d = generator.drawing
     if sampler is not None and sampler != d.sampler:
         d = replace(d, sampler=sampler, options={})
-    d = replace(
-        d, steps=steps or d.steps, guidance=d.guidance if guidance is None else guidance, batch=batch, space=space
-    )
-    generator = Generator(generator.model, d)
+    if steering:
+        d = steered(d, parse_steering(steering))
+    scale = d.guidance if guidance is None else guidance
+    d = replace(d, steps=steps or d.steps, guidance=scale, batch=batch, space=space, tile=tile)
+    generator = Generator(generator.model, d, generator.context)
     chosen = plan(
         generator.schema,
         generator.model.joint,
@@ -284,7 +314,72 @@ def generate(
         )
         if outcome.made or (outcome.found and not (out / NAME).exists()):
             write_contact_sheet(out, out / NAME, format=format)
+    if outcome.beyond:
+        print(f"extrapolation: {outcome.beyond} of {outcome.made} samples", file=sys.stderr)
     print(f"{outcome.made} samples made, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
+
+
+def parse_steering(words: list[str]) -> tuple[dict[str, Any], ...]:
+    """``--steering`` options: a kind, or a YAML mapping with the kind and its options; ``none`` alone for none.
+
+    Raises:
+        InputError: neither.
+    """
+    import yaml
+
+    if words == ["none"]:
+        return ()
+    steps = []
+    for word in words:
+        try:
+            step = yaml.safe_load(word)
+        except yaml.YAMLError:
+            step = None
+        step = {"kind": step} if isinstance(step, str) else step
+        if not isinstance(step, dict) or step.get("kind") == "none":
+            raise InputError(f"--steering is a kind or a mapping such as {{kind: cfg, scale: 2}}, not '{word}'")
+        steps.append(step)
+    return tuple(steps)
+
+
+@model_app.command("distil", epilog="Example: `medgen model distil runs/oasis/model fast --steps 4 --minutes 30`")
+def model_distil(
+    model: Annotated[Path, typer.Argument(help="Model folder, the teacher.")],
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    steps: Annotated[int, typer.Option(min=1, help="Evaluations that a sample will take.")] = 4,
+    kind: Annotated[str | None, typer.Option(help="What the student minimises.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the teacher.")] = None,
+    training_steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="End of the training by the clock.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples at a time in training.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=1e-9)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Make a model that draws in a few steps what MODEL draws in many, with its guidance; no case is needed for it.
+
+    A killed training goes on with the same command.
+    """
+    from medgen import config as configs
+    from medgen.generation import distil
+    from medgen.progress import Display
+    from medgen.stages.run import distillation, schedule_of
+
+    said = {"steps": steps, "kind": kind, "teacher_steps": teacher_steps}
+    trained = {"steps": training_steps, "minutes": minutes, "batch": batch, "learning_rate": learning_rate}
+    c = configs.DistilConfig()
+    training = c.training.model_copy(update={name: value for name, value in trained.items() if value is not None})
+    c = c.model_copy(update={**{n: v for n, v in said.items() if v is not None}, "training": training})
+    with Display() as display:
+        found = distil.distil(
+            model,
+            out,
+            distillation(c, seed),
+            schedule_of(c.training),
+            device=device,
+            on_progress=lambda done, total, remark: display("distil", done, total, remark),
+        )
+    print(f"model folder {out}: {distil.told(found)}")
 
 
 @model_app.command("show", epilog="Example: `medgen model show runs/phantom/model`")
@@ -294,3 +389,39 @@ def model_show(folder: Annotated[Path, typer.Argument(help="Model folder.")]) ->
 
     read_spec(folder)
     print((folder / "README.md").read_text(encoding="utf-8"))
+
+
+@model_app.command("import", epilog="Example: `medgen model import BUNDLE brain_ldm --layout brain_ldm`")
+def model_import(
+    source: Annotated[Path, typer.Argument(help="Weight file (.pt, .pth, .safetensors), or a bundle's folder.")],
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
+    layout: Annotated[str, typer.Option(help="brain_ldm or maisi.")],
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="The autoencoder's file, where SOURCE is the diffusion model's.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The bundle's JSON, for what shapes of weights do not tell.")
+    ] = None,
+    shape: Annotated[
+        tuple[int, int, int] | None, typer.Option(metavar="X Y Z", help="Voxels of the grid, as published by default.")
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="X Y Z", help="Voxel size in mm (maisi).")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="Comma-separated, such as mri_t1,mri_t2 (maisi).")] = None,
+    scale_factor: Annotated[
+        float | None, typer.Option(min=1e-9, help="Latents are multiplied by it; the file's by default.")
+    ] = None,
+) -> None:
+    """Convert published weights from local files to a model folder; nothing is downloaded, licences stay the source's.
+
+    The original networks and medgen's are run on the same input, and weights that make them differ are refused.
+    """
+    from medgen.generation.published import import_model
+
+    given: dict[str, Any] = {"config": config, "shape": shape, "spacing_mm": spacing, "scale_factor": scale_factor}
+    given["modality"] = tuple(m.strip() for m in modality.split(",")) if modality else None
+    options = {name: value for name, value in given.items() if value is not None}
+    differences = import_model(source, out, layout=layout, autoencoder=autoencoder, **options)
+    told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    print(f"model folder {out} (largest difference to the original networks: {told}); read {out / 'README.md'}")

@@ -7,3 +7,11 @@ class InputError(ValueError):
     The command line prints it and exits with code 2; every other exception is a defect of medgen and keeps its
     traceback.
     """
+
+
+class BoundError(InputError):
+    """A figure missed a bound of the config, and the run stopped for it; the command line exits with code 3."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """What is asked for lies beyond the cohort that a model was trained on."""

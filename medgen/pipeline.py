@@ -6,18 +6,23 @@ another hash is never overwritten: it is set aside in ``stale/`` and comes back 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medgen.config import Config
 from medgen.errors import InputError
+from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
-from medgen.stages import codec, data, diffusion, product
+from medgen.stages import codec, data, diffusion, distil, encoding, product, quality
+from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
 from medgen.stages.run import Run, StageProgress, check
+from medgen.steering import chain
+from medgen.training.distributed import world
 
 _STATE = "stages.json"
-_UNHASHED = {"log_every", "validate_every", "checkpoint_seconds"}
+# They change no weight of a training that reaches its end.
+_UNHASHED = {"log_every", "validate_every", "checkpoint_seconds", "rollbacks"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Stage:
         by_content: later stages know its result by what it made, not by what it was told.
         keeps: its folder keeps what is still valid by itself, and so is never set aside.
         skip: whether the experiment has no need of it.
+        place: what it leaves in the run folder, where that is not a folder of its name; goes with ``keeps``.
+        gate: refuses to go on from its result; asked every time, also where the stage is unchanged.
+        together: all processes of a distributed run take part; the other stages are the first process's own.
     """
 
     name: str
@@ -45,6 +53,9 @@ class Stage:
     by_content: bool = False
     keeps: bool = False
     skip: Callable[[Run], bool] = lambda run: False
+    place: str = ""
+    gate: Callable[[Run], None] = lambda run: None
+    together: bool = False
 
 
 def _phantom(run: Run) -> Any:
@@ -52,9 +63,12 @@ def _phantom(run: Run) -> Any:
 
 
 def _training(section: Any) -> Any:
-    raw = section.model_dump(mode="json")
+    raw = section.model_dump(mode="json", exclude={"accept"})
     raw["training"] = {k: v for k, v in raw["training"].items() if k not in _UNHASHED}
-    return raw
+    if raw["training"]["accumulate"] == 1:
+        del raw["training"]["accumulate"]  # what is off adds nothing, so that older runs are not trained again
+    # Ranks take batches of their own: more processes are another training.
+    return raw if world().size == 1 else {**raw, "processes": world().size}
 
 
 def _prepared(run: Run) -> Any:
@@ -70,10 +84,44 @@ def _prepared(run: Run) -> Any:
     }
 
 
+def _codec(run: Run) -> Any:
+    # A codec that is kept as it is depends on nothing that the config says of its training.
+    how = "frozen" if is_frozen(run) else _training(run.config.autoencoder)
+    return [how, run.config.seed, *hashed(run, "autoencoder")]
+
+
+def _latents(run: Run) -> Any:
+    off = set() if run.config.latents.copies else {"copies", "augment"}
+    mine, init = run.config.latents.model_dump(mode="json", exclude=off), hashed(run, "latents")
+    return [mine, *init] if init else mine
+
+
+def _diffusion(run: Run) -> Any:
+    d = run.config.diffusion
+    # Which weights are kept depends on when they are validated.
+    how = [_training(d), d.training.validate_every]
+    return [how, run.covariate_options(), run.config.seed, *hashed(run, "diffusion")]
+
+
+def _model(run: Run) -> Any:
+    said = {"sampler", "sampler_options", "steps", "guidance", "steering"}
+    # What its card says beside that. Thresholds that a codec passes change no model.
+    return [
+        run.config.generate.model_dump(mode="json", include=said),
+        chain.recorded(run.config.generate.steering),  # another model in the same folder is another steering
+        run.config.licence,
+        quality.shortfall(run),
+    ]
+
+
+def _distilled(run: Run) -> Any:
+    return [_training(run.config.distil), run.config.seed] if run.config.distil else []
+
+
 def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
-    return [g.model_dump(mode="json", exclude={"batch", "n"}), table]
+    return [g.model_dump(mode="json", exclude={"batch", "n"}), chain.recorded(g.steering), table]
 
 
 STAGES = (
@@ -86,31 +134,34 @@ STAGES = (
         skip=lambda run: run.phantom is None,
     ),
     Stage("prepared", data.prepared, _prepared, ("cohort",), by_content=True, keeps=True),
+    Stage("autoencoder", codec.autoencoder, _codec, ("prepared",), together=True),
     Stage(
-        "autoencoder",
-        codec.autoencoder,
-        lambda run: [_training(run.config.autoencoder), run.config.seed],
-        ("prepared",),
+        "quality",
+        codec.quality,
+        lambda run: list(run.config.autoencoder.accept.sizes_ml),
+        ("prepared", "autoencoder"),
+        keeps=True,
+        place=f"autoencoder/{codec_quality.JSON}",
+        gate=quality.gate,
     ),
+    Stage("latents", encoding.latents, _latents, ("prepared", "autoencoder"), version=2),
+    Stage("diffusion", diffusion.diffusion, _diffusion, ("prepared", "latents"), version=2, together=True),
+    Stage("model", product.model, _model, ("prepared", "latents", "diffusion")),
     Stage(
-        "latents", codec.latents, lambda run: run.config.latents.model_dump(mode="json"), ("prepared", "autoencoder")
+        "distilled",
+        distil.distilled,
+        _distilled,
+        ("model",),
+        skip=lambda run: run.config.distil is None,
+        together=True,
     ),
+    Stage("synthetic", product.synthetic, _synthetic, ("model", "distilled"), extent=lambda run: run.config.generate.n),
     Stage(
-        "diffusion",
-        diffusion.diffusion,
-        lambda run: [_training(run.config.diffusion), run.covariate_options(), run.config.seed],
-        ("prepared", "latents"),
+        "report",
+        product.report,
+        lambda run: [run.config.report.model_dump(mode="json"), quality.shortfall(run)],
+        ("synthetic", "prepared", "quality"),
     ),
-    Stage(
-        "model",
-        product.model,
-        lambda run: run.config.generate.model_dump(
-            mode="json", include={"sampler", "sampler_options", "steps", "guidance"}
-        ),
-        ("prepared", "latents", "diffusion"),
-    ),
-    Stage("synthetic", product.synthetic, _synthetic, ("model",), extent=lambda run: run.config.generate.n),
-    Stage("report", product.report, lambda run: run.config.report.model_dump(mode="json"), ("synthetic", "prepared")),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 
@@ -120,6 +171,7 @@ def run_experiment(
     *,
     folder: Path | None = None,
     until: str | None = None,
+    force: bool = False,
     on_progress: StageProgress | None = None,
 ) -> Mapping[str, Any]:
     """Run an experiment's stages in order.
@@ -128,18 +180,23 @@ def run_experiment(
         config: the experiment.
         folder: the run folder, ``runs/NAME`` by default.
         until: the last stage to run.
+        force: go on with a codec below its thresholds.
         on_progress: called with (stage, done, total, remark).
 
     Returns:
         The report, empty where it was not reached.
 
     Raises:
+        BoundError: the codec is below its thresholds and ``force`` is not given.
         InputError: something a user can mend; stages finished before it stay.
     """
     if until is not None and until not in NAMES:
         raise InputError(f"--until names no stage '{until}' (stages: {', '.join(NAMES)})")
-    run = Run(config, folder or config.runs / config.name, on_progress or (lambda *_: None))
+    config = with_ancestor(config)
+    run = Run(config, folder or config.runs / config.name, on_progress or (lambda *_: None), force=force)
     check(run)
+    if not world(run.device).first:
+        return _follow(run, until)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / "config.yaml", run.config_text())
     state = read_json(run.folder / _STATE) if (run.folder / _STATE).exists() else {}
@@ -147,10 +204,22 @@ def run_experiment(
     for stage in STAGES:
         if not stage.skip(run):
             hashes[stage.name] = _run_stage(run, stage, state, hashes)
+            stage.gate(run)
         if stage.name == until and stage is not STAGES[-1]:
             return {}
     report: Mapping[str, Any] = read_json(run.folder / "report" / "report.json")
     return report
+
+
+def _follow(run: Run, until: str | None) -> Mapping[str, Any]:
+    """What the other processes of a distributed run do: wait for the first, and take part where it says so."""
+    quiet = replace(run, progress=lambda *_: None)
+    for stage in STAGES:
+        if not stage.skip(run) and world().agree(0.0):
+            stage.work(quiet)
+        if stage.name == until:
+            break
+    return {}
 
 
 def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[str, str]) -> str:
@@ -159,10 +228,11 @@ def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[st
     mine = digest([stage.name, stage.version, stage.part(run), read])
     extent = stage.extent(run)
     before = state.get(stage.name, {})
-    folder = run.folder / stage.name
+    folder = run.folder / (stage.place or stage.name)
     same = before.get("hash") == mine and before.get("extent", 0) <= extent
     if same and before.get("finished") and before.get("extent", 0) == extent and folder.exists():
         run.progress(stage.name, 1, 1, "unchanged")
+        world().agree(0.0)
         return str(before["result"])
     if before and not same and folder.exists() and not stage.keeps:
         _set_aside(run.folder, stage.name, f"{before['hash']}-{before.get('extent', 0)}")
@@ -171,11 +241,15 @@ def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[st
     write_json(run.folder / _STATE, state)
     _bring_back(run.folder, stage.name, f"{mine}-{extent}")
     start = time.monotonic()
+    if stage.together:
+        world().agree(1.0)
     stage.work(run)
     result = data.result_digest(run, stage.name) if stage.by_content else digest([mine, extent])
     seconds = round(time.monotonic() - start, 1)
     state[stage.name] = {"hash": mine, "extent": extent, "finished": True, "result": result, "seconds": seconds}
     write_json(run.folder / _STATE, state)
+    if not stage.together:
+        world().agree(0.0)
     return result
 
 

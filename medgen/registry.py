@@ -13,6 +13,7 @@ import math
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from medgen.errors import InputError
@@ -90,6 +91,10 @@ def _expected(option: inspect.Parameter, value: Any) -> str:
         return "" if math.isfinite(value) else "a finite number"
     if isinstance(default, str):
         return "" if isinstance(value, str) else "text"
+    if isinstance(default, Path):
+        return "" if isinstance(value, (str, Path)) else "a path"
+    if isinstance(default, Mapping):
+        return "" if isinstance(value, Mapping) else "a mapping"
     if isinstance(default, (tuple, list)):
         return "" if isinstance(value, (tuple, list)) else "a list"
     return ""

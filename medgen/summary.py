@@ -18,6 +18,8 @@ def summary(folder: Path, report: Mapping[str, Any], volume: str | None) -> str:
         f"  codec               PSNR {codec['psnr_db']} dB, SSIM {codec['ssim']} on {codec['cases']} "
         + ("held-out cases" if codec["held_out"] else "training cases"),
     ]
+    if codec["below"]:
+        lines.append("  CODEC BELOW ITS THRESHOLDS (--force)  " + "; ".join(codec["below"]))
     if "dice" in codec:
         lines.append("  label Dice          " + ", ".join(f"{k} {v}" for k, v in codec["dice"].items()))
     for name, f in samples["volumes"].items():

@@ -117,7 +117,7 @@ def test_more_samples_are_added_and_fewer_set_the_rest_aside(tmp_path):
 
 def test_a_kill_while_stages_change_places_never_shows_another_configs_result(tmp_path, monkeypatch):
     run(tmp_path, changed(), until="autoencoder")
-    other = changed(autoencoder={"kl_weight": 1e-3})
+    other = changed(autoencoder={"losses": {"kl": 1e-3}})
     run(tmp_path, other, until="autoencoder")
     weights = tmp_path / "autoencoder" / "checkpoint.safetensors"
     theirs = weights.read_bytes()
@@ -162,7 +162,7 @@ def test_mended_labels_train_again(tmp_path):
         ({"generate": {"requests": "none.csv"}}, "none.csv"),
         ({"report": {"volume": "lesion_ml"}}, "report.volume 'lesion_ml'"),
         ({"autoencoder": {"patch": [10, 10, 10]}}, "multiples of 4"),
-        ({"autoencoder": {"options": {"norm_groups": 0}}}, "autoencoder.options"),
+        ({"autoencoder": {"options": {"latent_channels": 0}}}, "autoencoder.options"),
         ({"diffusion": {"network_options": {"head_channels": 0}}}, "diffusion.network_options"),
     ],
 )

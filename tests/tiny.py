@@ -8,10 +8,11 @@ TINY = {
     "data": {"phantom": {"n": 8, "spacing_mm": 8, "seed": 3}, "validation": 0.25},
     "covariates": {"use": ["age", "sex", "ventricles_ml"]},
     "autoencoder": {
-        "options": {"channels": [8, 16, 16], "latent_channels": 2},
+        "options": {"channels": [8, 16], "latent_channels": 2},
         "training": {"steps": 6, "batch": 2, "precision": "float32", "warmup": 2, "log_every": 2, "validate_every": 3},
     },
     "diffusion": {
+        "memorisation": {"samples": 3, "steps": 2},
         "network_options": {"channels": [16, 16], "attention": [False, True], "head_channels": 8, "token_width": 16},
         "training": {"steps": 6, "batch": 4, "precision": "float32", "warmup": 2, "log_every": 2, "validate_every": 3},
     },

@@ -1,11 +1,16 @@
-"""What a cohort covers, in words."""
+"""What a cohort covers: column by column, and all that is asked taken together."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import chi2
 
 from medgen.cohort.given import Fixed, Given, GivenMap, Range, levels_of
 from medgen.cohort.marginal import Marginal
+
+UNLIKELY = 1e-3
+"""Below this plausibility a request counts as extrapolation: of a thousand cases, one is as far out."""
 
 if TYPE_CHECKING:
     from medgen.cohort.joint import Joint
@@ -15,6 +20,8 @@ def covers(joint: "Joint", given: GivenMap) -> str | None:
     """None where the cohort covers each single thing asked for; else a sentence with the cohort's range."""
     for name, asked in given.items():
         c, m = joint.schema[name], joint.marginals.get(name)
+        if c.is_text:
+            continue  # nothing is kept of the cohort's texts that a new one could be held against
         if name not in joint.covered:
             return f"the cohort has no value of '{name}'"
         if m is None or c.kind == "ordinal":
@@ -26,6 +33,39 @@ def covers(joint: "Joint", given: GivenMap) -> str | None:
             unit = f" {c.unit}" if c.unit else ""
             return f"the cohort's {name} runs from {m.low:g} to {m.high:g}{unit}; {_said(asked)} lies outside it"
     return None
+
+
+def outside(joint: "Joint", given: Mapping[str, Fixed]) -> tuple[str, ...]:
+    """The columns whose value lies outside the cohort's range or levels."""
+    return tuple(name for name, fixed in given.items() if covers(joint, {name: fixed}) is not None)
+
+
+def plausibility(joint: "Joint", given: Mapping[str, Fixed]) -> float:
+    """Share of cases like the cohort's that lie at least as far from its middle as what is asked, taken together.
+
+    Each value may be ordinary while the cohort has nobody like all of them: a young brain with an old one's ventricles.
+    The distance is Mahalanobis' in the joint's normal scores, over the numeric, ordinal and periodic columns that are
+    asked for, from the nearest cell of levels that the request leaves possible; its square is chi-square distributed
+    over the cohort. A cell that the cohort lacks is left to :func:`covers`.
+
+    Args:
+        joint: the cohort's.
+        given: values asked for; columns that the joint does not model count for nothing.
+
+    Returns:
+        1 where nothing that has a distance is asked for.
+
+    Reference:
+        Mahalanobis 1936, On the generalised distance in statistics.
+    """
+    known, z = joint.scores_of({n: f.value for n, f in given.items() if n in joint.marginals})
+    if not len(known):
+        return 1.0
+    means = joint.cell_means(given)[:, known]
+    S = joint.location.covariance[np.ix_(known, known)]
+    far = z - means
+    squared = np.einsum("cd,cd->c", far, np.linalg.solve(S, far.T).T).min()
+    return float(chi2.sf(squared, len(known)))
 
 
 def seen_levels(joint: "Joint", name: str) -> tuple[str, ...]:

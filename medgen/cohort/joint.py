@@ -43,7 +43,7 @@ class Joint:
     """A fitted joint distribution.
 
     Attributes:
-        schema: all columns; those without a single value are not modelled and are drawn as missing.
+        schema: all columns; those without a single value, and texts, are not modelled and are drawn as missing.
         n: patients it was fitted on.
         marginals: of the numeric, periodic and ordinal columns that have values.
         tabled: categorical columns in the table of cells, in its order.
@@ -66,7 +66,7 @@ class Joint:
         The quantiles of a column with gaps come from three rounds of fitting and imputing, so that entries missing at
         random (the old are scanned less often) do not bend them.
         """
-        data = {c.name: columns.numbers(c, rows) for c in schema.covariates}
+        data = {c.name: columns.numbers(c, rows) for c in schema.covariates if not c.is_text}
         data = {name: x for name, x in data.items() if not np.isnan(x).all()}
         numeric = [c for c in schema.covariates if c.name in data and c.kind != "categorical"]
         tabled, loose = columns.tabled(schema, data)
@@ -165,9 +165,8 @@ class Joint:
 
     def _batch(self, rng: np.random.Generator, given: GivenMap, size: int) -> dict[str, np.ndarray]:
         """Draws given fixed values and levels; ranges are not looked at. Levels come as indices."""
-        fixed = {n: self._latent(n, f.value) for n in self.marginals if isinstance(f := given.get(n), Fixed)}
-        known = np.concatenate([self._dims[n] for n in fixed]).astype(int) if fixed else np.zeros(0, int)
-        z = np.concatenate(list(fixed.values())) if fixed else np.zeros(0)
+        fixed = {n: f.value for n in self.marginals if isinstance(f := given.get(n), Fixed)}
+        known, z = self.scores_of(fixed)
         cell, Z = self._sample(rng, given, known, z, size)
         index = np.unravel_index(cell, self.location.probabilities.shape) if self.tabled else ()
         drawn = dict(zip(self.tabled, (np.asarray(i, float) for i in index), strict=True))
@@ -178,6 +177,17 @@ class Joint:
         for name, m in self.marginals.items():
             drawn[name] = m.quantile(_probability(Z[:, self._dims[name]]))
         return drawn
+
+    def scores_of(self, values: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
+        """Latent dimensions (d,) that values of modelled columns fix, and the scores (d,) they fix them to."""
+        if not values:
+            return np.zeros(0, int), np.zeros(0)
+        known = np.concatenate([self._dims[name] for name in values]).astype(int)
+        return known, np.concatenate([self._latent(name, value) for name, value in values.items()])
+
+    def cell_means(self, given: GivenMap) -> np.ndarray:
+        """(cells, D) latent means of the cells of levels that a request leaves possible."""
+        return self._means[self._table(given) > 0]
 
     def _latent(self, name: str, value: Value) -> np.ndarray:
         c, m = self.schema[name], self.marginals[name]
@@ -293,7 +303,7 @@ class Joint:
         d = len(value["covariance"])
         fitted = Location(
             np.array(value["probabilities"], float).reshape(shape),
-            np.array(value["effects"], float).reshape(-1, d),
+            np.array(value["effects"], float).reshape(location.design(shape).shape[1], d),  # d is 0 without numbers
             np.array(value["covariance"], float).reshape(d, d),
         )
         marginals = {name: Marginal.from_json(m) for name, m in value["marginals"].items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from medgen.cohort import coverage
 from medgen.cohort.given import Fixed, Given, GivenMap, OneOf, Range
 from medgen.cohort.joint import Joint
 from medgen.cohort.schema import MISSING_WORDS, Schema, Value
@@ -48,16 +49,32 @@ class Row:
     """Covariates of one synthetic case.
 
     Attributes:
-        values: every covariate of the cohort; None where the cohort has no value to draw from.
+        values: every covariate of the cohort; None where the cohort has no value to draw from, for a text that was
+            not asked for, and for everything else not asked for beside a text.
         asked: names that the request constrained; the others were drawn given them.
         extrapolated: names whose value lies outside the cohort's range or levels (only under ``force``).
         request: what was asked, in words.
+        plausibility: of what was asked, taken together (see :func:`medgen.cohort.coverage.plausibility`).
     """
 
     values: Mapping[str, Value]
     asked: frozenset[str]
     extrapolated: tuple[str, ...] = ()
     request: str = ""
+    plausibility: float = 1.0
+
+    @property
+    def unlike_cohort(self) -> bool:
+        """Whether what was asked is, taken together, unlike any case, though each value alone may be ordinary."""
+        return self.plausibility < coverage.UNLIKELY
+
+    @property
+    def extrapolation(self) -> str:
+        """How the request leaves the cohort, in words; empty where it does not."""
+        said = [f"{name} lies outside the cohort's range" for name in self.extrapolated]
+        if self.unlike_cohort and len(self.asked) > 1:
+            said.append("taken together, what is asked is unlike any case")
+        return "; ".join(said)
 
 
 def stream(purpose: str, seed: int, *key: int) -> np.random.Generator:
@@ -88,9 +105,13 @@ def resolve(request: Request, joint: Joint, seed: int, index: int, attempt: int 
     """
     check(request, joint.schema, joint)
     values = joint.draw(stream("covariates", seed, index, attempt), request.given)
+    if any(joint.schema[n].is_text for n in request.given):
+        # The joint knows nothing of texts, and a value drawn without regard to the text would contradict it. A missing
+        # one does not: the network has learnt what the rest is like given what is asked.
+        values = {n: v if n in request.given else None for n, v in values.items()}
     given = {n: Fixed(v) for n in request.given if (v := values[n]) is not None}
-    beyond = tuple(n for n, fixed in given.items() if joint.covers({n: fixed}) is not None)
-    return Row(values, frozenset(request.given), beyond, str(request))
+    beyond = coverage.outside(joint, given)
+    return Row(values, frozenset(request.given), beyond, str(request), coverage.plausibility(joint, given))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import Any, Literal
 from medgen.errors import InputError
 
 Value = float | str | None
-Kind = Literal["continuous", "categorical", "ordinal", "periodic"]
+Kind = Literal["continuous", "categorical", "ordinal", "periodic", "text"]
 MISSING_WORDS = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown", "-", "?"})
 MAX_LEVELS = 12
+SPACING_COLUMNS = ("spacing_x_mm", "spacing_y_mm", "spacing_z_mm")
+"""Native voxel size to the right, to the front and upwards, where it conditions a model."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,15 @@ class Covariate:
     Attributes:
         name: as users ask for it, for example ``age`` or ``ventricles_ml``.
         kind: continuous; categorical (levels without order); ordinal (levels in their order); periodic (continuous
-            on a circle of circumference ``period``).
+            on a circle of circumference ``period``); text (free words, read by a frozen encoder; never inferred, and
+            never stored in a model).
         unit: of a continuous or periodic column ("year", "ml"), empty where unknown.
         minimum: smallest value in the cohort (continuous, periodic).
         maximum: largest value in the cohort (continuous, periodic).
         levels: of a categorical or ordinal column.
         period: of a periodic column, for example 24 for hours.
+        tokens: of a text column that conditions a model: so many tokens of a text are read.
+        width: of a text column that conditions a model: width of the encoder's states.
     """
 
     name: str
@@ -36,6 +41,13 @@ class Covariate:
     maximum: float | None = None
     levels: tuple[str, ...] = ()
     period: float | None = None
+    tokens: int = 0
+    width: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        """Whether values are free words rather than numbers or levels."""
+        return self.kind == "text"
 
     @property
     def is_numeric(self) -> bool:
@@ -61,6 +73,8 @@ class Covariate:
             if not math.isfinite(number):
                 raise InputError(f"covariate '{self.name}' must be finite, not '{word}'")
             return number
+        if self.is_text:
+            return " ".join(word.split())
         if word not in self.levels:
             raise InputError(f"covariate '{self.name}' has levels {', '.join(self.levels)}; '{word}' is none of them")
         return word
@@ -96,7 +110,9 @@ class Schema:
 
     def to_json(self) -> list[dict[str, Any]]:
         """As plain JSON."""
-        return [asdict(c) for c in self.covariates]
+        return [
+            {k: v for k, v in asdict(c).items() if c.is_text or k not in ("tokens", "width")} for c in self.covariates
+        ]
 
     @staticmethod
     def from_json(rows: Iterable[Mapping[str, Any]]) -> "Schema":
@@ -109,7 +125,9 @@ def with_ranges(schema: Schema, rows: Sequence[Mapping[str, Value]]) -> Schema:
     measured = []
     for c in schema.covariates:
         values = [row[c.name] for row in rows if row.get(c.name) is not None]
-        if c.is_numeric:
+        if c.is_text:
+            measured.append(c)
+        elif c.is_numeric:
             numbers = [float(v) for v in values if v is not None]
             measured.append(replace(c, minimum=min(numbers, default=None), maximum=max(numbers, default=None)))
         else:

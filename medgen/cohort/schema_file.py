@@ -5,6 +5,7 @@ age:   {kind: continuous, unit: year, range: [18, 90]}
 sex:   {kind: categorical, levels: [F, M]}
 stage: {kind: ordinal, levels: [mild, moderate, severe]}    # levels in their order
 hour:  {kind: periodic, unit: h, period: 24, range: [8, 18]}
+report: {kind: text}                                        # free words, read by a frozen encoder
 note:  {kind: ignore}                                       # or delete the entry: the column is dropped
 """
 
@@ -28,11 +29,13 @@ KEYS = {
     "periodic": ("kind", "unit", "range", "period"),
     "categorical": ("kind", "levels"),
     "ordinal": ("kind", "levels"),
+    "text": ("kind",),
     "ignore": ("kind", "unit", "range", "period", "levels"),
 }
 _HEAD = """\
 # Covariates of this cohort as medgen understood them. Edit and run again:
-#   kind    continuous | periodic (a circle, give its period) | categorical | ordinal (levels in their order) | ignore
+#   kind    continuous | periodic (a circle, give its period) | categorical | ordinal (levels in their order)
+#           | text (free words, for a text encoder) | ignore
 #   unit    of a number, for example year or ml
 #   range   [smallest, largest]; a value outside it is an error
 #   levels  the words that may stand in the column
@@ -51,6 +54,8 @@ def write(path: Path, schema: Schema) -> None:
 
 def _entry(c: Covariate) -> dict[str, Any]:
     entry: dict[str, Any] = {"kind": c.kind}
+    if c.is_text:
+        return entry
     if not c.is_numeric:
         return entry | {"levels": list(c.levels)}
     if c.unit:
@@ -160,6 +165,8 @@ def _covariate(name: Any, entry: Any, path: Path) -> Covariate | None:
             raise InputError(f"{where} has the key '{key}', but {kind} takes {listed}{_near(key, KEYS[kind])}")
     if kind == "ignore":
         return None
+    if kind == "text":
+        return Covariate(name, "text")
     if kind in ("categorical", "ordinal"):
         return Covariate(name, kind, levels=_levels(entry.get("levels"), where))
     unit = entry.get("unit", "")

@@ -39,6 +39,8 @@ def balance_axes(text: str, joint: Joint, rows: Sequence[dict[str, Value]]) -> l
         c = known(name, joint.schema, "balance")
         if any(c.name == other.name for other, _ in axes):
             raise InputError(f"balance names '{name}' twice; give it once")
+        if c.is_text:
+            raise InputError(f"balance: '{name}' holds texts, which cannot be counted; leave it out")
         if c.name not in joint.covered:
             raise InputError(f"balance: the cohort has no value of '{name}'; leave it out")
         if not c.is_numeric:

@@ -1,7 +1,7 @@
 """Requests in words, as on the command line, and from Python values.
 
 ``age=60..80,sex=F,ventricles_ml=40,site=A|B``; ``age=60..`` is open upwards. A level that holds a comma or another
-sign of this language stands in double quotes.
+sign of this language stands in double quotes, and so does a text: ``report="small ventricles, old"``.
 """
 
 import difflib
@@ -89,6 +89,9 @@ def from_values(
         c = known(name, schema, source)
         if value is None:
             continue
+        if c.is_text:
+            given[name] = _text(str(value), c, source)
+            continue
         if c.is_numeric and isinstance(value, (tuple, list)) and len(value) == 2:
             text = "..".join("" if v is None else str(v) for v in value)
         elif not c.is_numeric and isinstance(value, (tuple, list, set, frozenset)):
@@ -119,6 +122,8 @@ def parse_cell(text: str, covariate: Covariate, source: str) -> Given:
         InputError: see :func:`parse_where`.
     """
     text = text.strip()
+    if covariate.is_text:
+        return _text(_unquoted(text), covariate, source)
     if not covariate.is_numeric:
         levels = tuple(dict.fromkeys(_level(w, covariate, source) for w in re.split(r"\|" + _OUTSIDE_QUOTES, text)))
         return Fixed(levels[0]) if len(levels) == 1 else OneOf(levels)
@@ -147,8 +152,7 @@ def _number(text: str, covariate: Covariate, source: str) -> float:
 
 
 def _level(text: str, covariate: Covariate, source: str) -> str:
-    word = text.strip()
-    word = word[1:-1] if len(word) > 1 and word[0] == word[-1] == '"' else word
+    word = _unquoted(text.strip())
     if word in covariate.levels:
         return word
     folded = [v for v in covariate.levels if v.casefold() == word.casefold()]
@@ -156,6 +160,17 @@ def _level(text: str, covariate: Covariate, source: str) -> str:
         return folded[0]
     levels = ", ".join(covariate.levels) or "none"
     raise InputError(f"{source}: '{covariate.name}' has no level '{word}' (it has: {levels})")
+
+
+def _text(text: str, covariate: Covariate, source: str) -> Fixed:
+    words = covariate.parse(text)
+    if words is None:
+        raise InputError(f"{source}: '{covariate.name}' has no words; give some or leave it out")
+    return Fixed(words)
+
+
+def _unquoted(word: str) -> str:
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] == '"' else word
 
 
 def _quoted(level: str) -> str:

@@ -186,11 +186,11 @@ def _amounts(c: Config, store: Prepared, training: int, cases: int) -> Mapping[s
     sides = 2 if c.latents.mirror else 1
 
     def steps(t: TrainingConfig, resident: int) -> Amount:
-        return Amount(t.steps, t.minutes, resident)
+        return Amount(t.steps * t.accumulate, t.minutes, resident)
 
     return {
         "autoencoder": steps(c.autoencoder.training, per_case * max(0, training - 2)),
-        "latents": Amount(cases * sides),
+        "latents": Amount((cases + training * c.latents.copies) * sides),
         "diffusion": steps(c.diffusion.training, 0),
         "synthetic": Amount(c.generate.n),
     }

@@ -37,7 +37,7 @@ def columns(cohort: Cohort) -> Iterator[Finding]:
 def _said(c: Covariate) -> str:
     if c.is_numeric and c.minimum is not None and c.maximum is not None:
         return f"{c.name} {c.minimum:g} to {c.maximum:g} {c.unit}".rstrip()
-    return f"{c.name} {', '.join(c.levels)}"
+    return f"{c.name} (text)" if c.is_text else f"{c.name} {', '.join(c.levels)}"
 
 
 def _column(c: Covariate, values: Mapping[str, Value]) -> Iterator[Finding]:
@@ -52,8 +52,9 @@ def _column(c: Covariate, values: Mapping[str, Value]) -> Iterator[Finding]:
         fix = "fill it in if you can; missing cells are trained as such"
         yield Finding("odd" if missing > _MANY_MISSING else "ok", where, what, fix)
     if len(set(known.values())) == 1 and len(known) > 1:
-        yield Finding("odd", where, f"the same in every case ({next(iter(known.values()))})", "it conditions nothing")
-    elif not c.is_numeric:
+        said = "" if c.is_text else f" ({next(iter(known.values()))})"
+        yield Finding("odd", where, f"the same in every case{said}", "it conditions nothing")
+    elif not c.is_numeric and not c.is_text:
         alone = sorted(str(level) for level, n in Counter(known.values()).items() if n == 1)
         if alone and len(known) > 2:
             what = f"levels with a single case: {some(alone)}"

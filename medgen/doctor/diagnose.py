@@ -1,14 +1,14 @@
 """The doctor: read everything, stop at nothing, say what was found."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medgen import config as configs
-from medgen.cohort import schema_file, splits
+from medgen.cohort import splits
 from medgen.cohort.case import Cohort
 from medgen.cohort.joint import Joint
 from medgen.cohort.phantom import write_phantom
@@ -18,16 +18,19 @@ from medgen.doctor.environment import cores, environment
 from medgen.doctor.facts import CaseFacts, collect, without_fault
 from medgen.doctor.finding import Diagnosis, Finding, Level, number
 from medgen.errors import InputError
-from medgen.formats.detect import read_cohort
 from medgen.generation.model import load_model
 from medgen.prepare.options import PrepareOptions
-from medgen.stages.conditions import conditions, plan_of
+from medgen.stages.ancestor import carried_over, check_ancestor, with_ancestor
+from medgen.stages.conditions import conditions, fit_encoder, plan_of
+from medgen.stages.data import read_columns
+from medgen.stages.quality import thresholds
 from medgen.stages.run import Run, StageProgress, check
 from medgen.training.precision import device_of
 
 __all__ = ["diagnose"]
 
 _PHANTOMS = 4
+_FAR = 1.34
 
 
 @dataclass
@@ -85,6 +88,7 @@ def diagnose(
         notes.networks = True
         with notes.noting("config"):
             experiment = configs.load(path / "config.yaml" if path.is_dir() else path, overrides)
+            experiment = with_ancestor(experiment)
             _experiment(experiment, path if path.is_dir() else experiment.runs / experiment.name, notes, tell)
     else:
         kind = "cohort"
@@ -127,9 +131,7 @@ def _cohort(run: Run, notes: _Notes, *, phantoms: int | None = None) -> None:
     cohort: Cohort | None = None
     options: PrepareOptions | None = None
     with notes.noting("reading"):
-        cohort = read_cohort(run.root, format=c.data.format, **c.data.options)
-        if c.covariates.schema_file:
-            cohort = schema_file.apply(cohort, c.covariates.schema_file)
+        cohort = read_columns(run)
     with notes.noting("config"):
         options = run.prepare_options()
     if cohort is None or options is None:
@@ -186,6 +188,13 @@ def _ahead(
         return
     training = len(train) * cases // len(store.cases)
     schema, rows = conditions(ready)
+    with notes.noting("autoencoder.accept"):
+        thresholds(ready)
+    if ready.ancestor is not None:
+        with notes.noting("init"):
+            check_ancestor(ready)
+            notes.add("ok", "init", carried_over(ready, fit_encoder(ready)[0]))
+            _coarser(ready.ancestor.spec.spacing_mm, plan.spacing_mm, notes)
     if phantoms is None:
         subjects = len({store.cases[i].subject_id for i in train})
         held_out = len(ready.held_out_cases())
@@ -199,6 +208,14 @@ def _ahead(
             found, notes.figures["stages"] = costs.measure_experiment(ready, training, cases)
             notes.findings += found
         run.progress("measuring", 1, 1, "")
+
+
+def _coarser(theirs: Sequence[float], ours: Sequence[float], notes: _Notes) -> None:
+    """Say where voxels differ so much from those a model knows that its weights are no start."""
+    if max(max(a / b, b / a) for a, b in zip(theirs, ours, strict=True)) > _FAR:
+        said = [" x ".join(f"{s:g}" for s in spacing) for spacing in (theirs, ours)]
+        what = f"the model knows voxels of {said[0]} mm, the experiment has {said[1]} mm"
+        notes.add("odd", "init", what, "set prepare.spacing_mm to the model's, or train longer")
 
 
 def _asked(run: Run, schema: Schema, rows: list[dict[str, Value]], notes: _Notes, *, covered: bool) -> None:
@@ -223,11 +240,16 @@ def _model(folder: Path, notes: _Notes) -> None:
         what = f"{spec.name}: files match their SHA-256; {', '.join(spec.channels)} of {shape} voxels at {mm} mm"
         notes.add("ok", "model", f"{what}; {len(spec.label_names[1:])} labels")
         notes.add("ok", "model", f"can be asked for: {', '.join(model.schema.names) or 'nothing'}")
-        subjects = int(spec.trained_on["subjects"])
-        if subjects < covariates.FEW_SUBJECTS:
+        imported = spec.trained_on.get("imported")
+        if imported:
+            notes.add("odd", "model", f"published weights ({imported}): their licence is the source's", "read its card")
+        for missed in spec.trained_on.get("codec_below", []):
+            notes.add("odd", "model", f"its codec is below the thresholds it was given: {missed}", "train it longer")
+        subjects = None if imported else int(spec.trained_on["subjects"])
+        if subjects is not None and subjects < covariates.FEW_SUBJECTS:
             what = f"trained on {subjects} subjects: samples can repeat them"
             notes.add("odd", "model", what, "compare samples with the training cases before sharing any")
-        if not spec.trained_on["validation"]:
+        if not imported and not spec.trained_on["validation"]:
             notes.add("odd", "model", "nothing was held out in training", "trust no figure of it")
         notes.figures |= {"shape": list(spec.shape), "spacing_mm": list(spec.spacing_mm), "subjects": subjects}
         if notes.measure:

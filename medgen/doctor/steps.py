@@ -24,11 +24,13 @@ from medgen.models.codec import Codec
 from medgen.models.condition import ConditionEncoder
 from medgen.registry import resolve
 from medgen.sampling.noise import Key, streams
+from medgen.stages.codec import autoencoder_task
 from medgen.stages.run import Run
 from medgen.steering.cfg import wrap as guide
+from medgen.store.augment import Augmentation
 from medgen.store.latents import LatentStatistics
-from medgen.training.autoencoder import AutoencoderTask
-from medgen.training.diffusion import DiffusionTask
+from medgen.store.patches import PatchSampler
+from medgen.training.diffusion import DiffusionTask, LatentSet
 from medgen.training.loop import Task
 from medgen.training.precision import autocast
 
@@ -75,7 +77,7 @@ class Meter:
 def _step(task: Task, device: torch.device, precision: str) -> None:
     """One step as :func:`medgen.training.loop.train` takes it, without clipping."""
     with autocast(device, precision):
-        for loss, name, _ in task.step(0):
+        for loss, name, _ in task.step(0, 0.5):
             task.optimisers[name].zero_grad(set_to_none=True)
             with torch.autocast(device.type, enabled=False):
                 loss.backward()
@@ -97,17 +99,13 @@ def _codec(run: Run, codec: Codec, job: Mapping[str, Any], meter: Meter) -> Iter
     a, shape = run.config.autoencoder, job["shape"]
     images = (torch.rand(_ROWS, job["channels"], *shape) * 2 - 1).half().to(run.device)
     ids = torch.randint(0, job["labels"], (_ROWS, 1, *shape), dtype=torch.int16) if job["labels"] else None
-    task = AutoencoderTask(
-        codec,
-        images,
-        None if ids is None else ids.to(run.device),
-        [],
-        patch=a.patch or shape,
-        batch=a.training.batch,
-        learning_rate=_RATE,
-        kl_weight=a.kl_weight,
-        label_weight=a.label_weight,
-        seed=0,
+    arrays = [images] if ids is None else [images, ids.to(run.device)]
+    augment = a.augment.values()
+    sampler = PatchSampler(
+        arrays, a.patch or shape, a.training.batch, seed=0, augmentation=Augmentation(**augment) if augment else None
+    )
+    task = autoencoder_task(
+        codec, sampler, [], a.model_copy(update={"training": a.training.model_copy(update={"learning_rate": _RATE})}), 0
     )
     seconds = meter.typical(partial(_step, task, run.device, a.training.precision))
     yield {"stage": "autoencoder", "unit": "step", "seconds": seconds, "bytes": meter.peak()}
@@ -131,10 +129,8 @@ def _diffusion(run: Run, codec: Codec, job: Mapping[str, Any], meter: Meter) -> 
     task = DiffusionTask(
         network,
         process,
-        mean,
-        torch.zeros_like(mean),
+        LatentSet(mean, torch.zeros_like(mean), cond),
         LatentStatistics((0.0,) * size[0], (1.0,) * size[0]),
-        cond,
         None,
         batch=d.training.batch,
         learning_rate=_RATE,

@@ -41,6 +41,7 @@ def read(
     *,
     channels: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
     label_derivative: str | Sequence[str] | None = None,
     label_suffix: str | Sequence[str] | None = None,
     label_desc: str | Sequence[str] | None = None,
@@ -53,6 +54,7 @@ def read(
         path: its root.
         channels: suffixes (``T1w``) or variants (``ce-gadolinium_T1w``) to read, in this order; all by default.
         columns: columns of the tables to take as covariates; every usable one by default.
+        texts: columns of free words for a text encoder; none by default.
         label_derivative: folder(s) under ``derivatives`` that hold the labels; ``.`` is the dataset itself.
         label_suffix: ``dseg``, ``mask`` or ``roi``.
         label_desc: value(s) of the ``desc-`` entity; several are merged in this order.
@@ -73,7 +75,7 @@ def read(
     if variants and channels is None:
         notes.append(f"some sessions hold several images of one kind, each a channel: {', '.join(variants)}")
     cases = [s for s, _ in kept]
-    table = read_covariates(path, cases, columns)
+    table = read_covariates(path, cases, columns, _words(texts))
     labels = read_labels(path, cases, choice, datatype)
     return Cohort(
         name=_name(path),

@@ -12,7 +12,9 @@ from medgen.formats.columns import Columns, covariates, read_described
 from medgen.formats.tables import read_table
 
 
-def read_covariates(root: Path, cases: Sequence[Session], only: Sequence[str] | None) -> Columns:
+def read_covariates(
+    root: Path, cases: Sequence[Session], only: Sequence[str] | None, texts: Sequence[str] | None = None
+) -> Columns:
     """Covariates of every case: a session's own cell before the participant's.
 
     Raises:
@@ -32,7 +34,8 @@ def read_covariates(root: Path, cases: Sequence[Session], only: Sequence[str] | 
             if not cells.missing(cell) or column not in row:
                 row[column] = cell
         rows[case.case_id] = row
-    found = covariates(rows, said_in=table, described=described, skip=("participant_id", "session_id"), only=only)
+    skip = ("participant_id", "session_id")
+    found = covariates(rows, said_in=table, described=described, skip=skip, only=only, texts=texts)
     return Columns(found.schema, found.rows, tuple(notes) + found.notes)
 
 

@@ -5,7 +5,8 @@ The rules, in order:
 1. ``age`` under its many names (``Age``, ``age_at_scan``, ``age (months)``) becomes ``age`` in years; ``sex`` or
    ``gender`` becomes ``sex`` with levels F and M. The column's ``Units`` and ``Levels`` in the JSON beside the table
    are honoured.
-2. Identifiers, dates, names and free text are no covariates: they condition nothing and may identify someone.
+2. A column that the user names as text (option ``texts``, or ``"Kind": "text"`` in the JSON) holds free words.
+   Other identifiers, dates, names and free text are no covariates: they condition nothing and may identify someone.
 3. A column with ``Levels`` in the JSON is categorical; numbers are continuous; a few repeated words are categorical.
 
 Every column that is left out is named in ``notes``.
@@ -71,7 +72,9 @@ def describe(schema: Schema) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
     for c in schema.covariates:
         entry: dict[str, Any] = {"Description": "age" if c.name == "age" else c.name.replace("_", " ")}
-        if c.is_numeric:
+        if c.is_text:
+            entry["Kind"] = c.kind
+        elif c.is_numeric:
             entry |= {"Units": c.unit} if c.unit else {}
         else:
             words = {"F": "female", "M": "male", "O": "other"} if c.name == "sex" else {}
@@ -98,6 +101,7 @@ def covariates(
     described: Mapping[str, Mapping[str, Any]] | None = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Columns:
     """Turn text columns into covariates.
 
@@ -107,34 +111,39 @@ def covariates(
         described: column -> Units and Levels (see :func:`read_described`).
         skip: columns that mean something else.
         only: the columns (as written, or as renamed here) to take; every other one is ignored without a check.
+        texts: columns (as written, or as renamed here) of free words for a text encoder.
 
     Raises:
-        InputError: a cell that is not what its column is, naming the row; or a name in ``only`` that is no column.
+        InputError: a cell that is not what its column is, naming the row; or a name in ``only`` or ``texts`` that is
+            no column.
     """
     columns = list(dict.fromkeys(c for row in rows.values() for c in row if c and c not in skip))
     renamed = _rename(columns)
+    known = {*columns, *(name for name, _ in renamed.values())}
+    for name in (*(only or ()), *(texts or ())):
+        if name not in known:
+            raise InputError(f"{said_in} has no column '{name}' (it has: {', '.join(columns)})")
     if only is not None:
-        known = {*columns, *(name for name, _ in renamed.values())}
-        for name in only:
-            if name not in known:
-                raise InputError(f"{said_in} has no column '{name}' (it has: {', '.join(columns)})")
         columns = [c for c in columns if c in only or renamed[c][0] in only]
     schema: list[Covariate] = []
     values: dict[str, dict[str, Value]] = {key: {} for key in rows}
     notes = []
     for column in columns:
         name, unit = renamed[column]
-        texts = {key: row.get(column, "") for key, row in rows.items()}
+        cells_of = {key: row.get(column, "") for key, row in rows.items()}
+        about = dict((described or {}).get(column, {}))
+        if texts is not None and {column, name} & set(texts):
+            about["Kind"] = "text"
         if name in [c.name for c in schema]:
             notes.append(f"{said_in}: column '{column}' says '{name}' again and is left out")
             continue
         try:
-            covariate, parse = _column(name, column, unit, list(texts.values()), (described or {}).get(column, {}))
+            covariate, parse = _column(name, column, unit, list(cells_of.values()), about)
         except _LeftOutError as reason:
             notes.append(f"{said_in}: column '{column}' is no covariate ({reason})")
             continue
         schema.append(covariate)
-        for key, text in texts.items():
+        for key, text in cells_of.items():
             try:
                 values[key][name] = parse(text)
             except InputError as error:
@@ -177,6 +186,9 @@ def _column(
     words = [t.strip() for t in texts if not cells.missing(t)]
     if not words:
         raise _LeftOutError("it is empty")
+    if described.get("Kind") == "text":
+        covariate = Covariate(name, "text")
+        return covariate, covariate.parse
     levels = described.get("Levels")
     levels = {str(k): _text(v) for k, v in levels.items()} if isinstance(levels, dict) else {}
     units = str(described.get("Units", "") or "")

@@ -6,7 +6,7 @@ file a channel, and entries may be without label.
 Reference: http://medicaldecathlon.com
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ def detect(path: Path) -> bool:
     )
 
 
-def read(path: Path, *, include_test: bool = False) -> Cohort:
+def read(path: Path, *, include_test: bool = False, texts: Sequence[str] | None = None) -> Cohort:
     """Read a Decathlon dataset.
 
     Args:
         path: its folder.
         include_test: read the ``test`` list, which has no labels, as the test split.
+        texts: columns of ``covariates.tsv`` that hold free words for a text encoder; none by default.
 
     Raises:
         InputError: keys missing or of the wrong type, an image listed twice, or a path that leaves the folder.
@@ -66,7 +67,7 @@ def read(path: Path, *, include_test: bool = False) -> Cohort:
         cases[case.case_id] = case
     if not cases:
         raise InputError(f'{said_in}: "training" is empty; list the images there')
-    table, subjects = folder.read_covariates(path, sorted(cases))
+    table, subjects = folder.read_covariates(path, sorted(cases), texts)
     notes = [*table.notes]
     if tests and not include_test:
         notes.append(f"{len(tests)} test images are not read; include_test reads them as the test split")

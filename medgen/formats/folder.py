@@ -64,7 +64,9 @@ def numbered_names(content: Mapping[str, Any], key: str, said_in: Path) -> list[
     return [str(names[str(i)]) for i in range(len(names))]
 
 
-def read_covariates(root: Path, case_ids: Sequence[str]) -> tuple[Columns, dict[str, str]]:
+def read_covariates(
+    root: Path, case_ids: Sequence[str], texts: Sequence[str] | None = None
+) -> tuple[Columns, dict[str, str]]:
     """Covariates and subjects from ``covariates.tsv``; neither where there is none.
 
     Raises:
@@ -82,6 +84,7 @@ def read_covariates(root: Path, case_ids: Sequence[str]) -> tuple[Columns, dict[
         said_in=path,
         described=read_described(path.with_suffix(".json")),
         skip=("case_id", "subject"),
+        texts=texts,
     )
     return found, {i: rows[i]["subject"] for i in case_ids if rows.get(i, {}).get("subject")}
 

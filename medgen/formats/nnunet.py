@@ -3,7 +3,7 @@
 Reference: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def detect(path: Path) -> bool:
     )
 
 
-def read(path: Path, *, include_test: bool = False, fold: int = 0) -> Cohort:
+def read(path: Path, *, include_test: bool = False, fold: int = 0, texts: Sequence[str] | None = None) -> Cohort:
     """Read an nnU-Net v2 raw dataset.
 
     Cases may lack channels or a label. ``splits_final.json``, where it lies beside ``dataset.json``, fixes the split.
@@ -42,6 +42,7 @@ def read(path: Path, *, include_test: bool = False, fold: int = 0) -> Cohort:
         path: the dataset's folder.
         include_test: read ``imagesTs`` (and ``labelsTs``) as the test split.
         fold: of ``splits_final.json``.
+        texts: columns of ``covariates.tsv`` that hold free words for a text encoder; none by default.
 
     Raises:
         InputError: keys missing, regions or an ignore label, files that are not NIfTI, or names without a channel.
@@ -64,7 +65,7 @@ def read(path: Path, *, include_test: bool = False, fold: int = 0) -> Cohort:
         raise InputError(f"{path / 'imagesTr'} holds no images such as case_0000{ending}")
     split = _split(path, fold, images) | {i: "test" for i in tests}
     everything = images | tests
-    table, subjects = folder.read_covariates(path, sorted(everything))
+    table, subjects = folder.read_covariates(path, sorted(everything), texts)
     labels = _labels(path, "labelsTr", ending) | (_labels(path, "labelsTs", ending) if include_test else {})
     notes = list(table.notes)
     if stray := sorted(set(labels) - set(everything)):

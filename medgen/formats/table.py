@@ -43,13 +43,16 @@ def detect(path: Path) -> bool:
     return found is not None and (path.is_file() or bool(_image_columns(read_table(found))))
 
 
-def read(path: Path, *, root: str = "", columns: Sequence[str] | None = None) -> Cohort:
+def read(
+    path: Path, *, root: str = "", columns: Sequence[str] | None = None, texts: Sequence[str] | None = None
+) -> Cohort:
     """Read a table of cases; see the rules above.
 
     Args:
         path: a ``.csv`` or ``.tsv``, or a folder that holds exactly one.
         root: the folder that paths are relative to and stay inside; the table's own by default.
         columns: columns to take as covariates; every usable one by default.
+        texts: columns of free words for a text encoder; none by default.
 
     Raises:
         InputError: no image column, a path that leads nowhere or outside, an id twice, or a cell that is wrong.
@@ -71,8 +74,9 @@ def read(path: Path, *, root: str = "", columns: Sequence[str] | None = None) ->
     case_ids = _case_ids(table, case, list(images.values()))
     rows = dict(zip(case_ids, table.rows, strict=True))
     used = {c for c in (*images.values(), label_map, *masks, mask, case, subject, split) if c}
+    described = read_described(found.with_suffix(".json"))
     covariate_columns = covariates(
-        rows, said_in=found, described=read_described(found.with_suffix(".json")), skip=tuple(used), only=columns
+        rows, said_in=found, described=described, skip=tuple(used), only=columns, texts=texts
     )
     cases = []
     for case_id, row in rows.items():

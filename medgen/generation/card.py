@@ -3,14 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from medgen.generation.published_card import published_card
+
 
 def model_card(spec: Mapping[str, Any]) -> str:
     """README.md of a model folder, from its spec as plain data."""
     trained = spec["trained_on"]
+    columns = "\n".join(_column(c) for c in spec["schema"]) or "none: the model is unconditional"
+    if trained.get("imported"):
+        return published_card(spec, columns)
     labels = ", ".join(f"{value} {name}" for value, name in zip(spec["label_values"], spec["label_names"], strict=True))
     spacing = " x ".join(f"{s:g}" for s in spec["spacing_mm"])
     shape = " x ".join(map(str, spec["shape"]))
-    columns = "\n".join(_column(c) for c in spec["schema"]) or "none: the model is unconditional"
+    codec = _codec(trained) if trained.get("codec") else ""
+    licence = trained.get("licence") or "not stated: ask whoever trained it before you share it"
+    distilled = _distilled(trained["distilled"]) if trained.get("distilled") else ""
+    ancestors = "".join(_ancestor(a) for a in trained.get("ancestors", []))
     return f"""# {spec["name"]}
 
 A latent diffusion model of 3D medical images made by medgen. It draws an image
@@ -20,6 +28,7 @@ A latent diffusion model of 3D medical images made by medgen. It draws an image
 - Grid: {shape} voxels of {spacing} mm; samples finer than that are interpolated.
 - Codec `{spec["codec"]["kind"]}`, latent {" x ".join(map(str, spec["latent_shape"]))}; process
   `{spec["process"]["kind"]}`; network `{spec["network"]["kind"]}`.
+{codec}{distilled}{ancestors}- Licence of what it learnt from: {licence}.
 
 ## What can be asked for
 
@@ -39,7 +48,35 @@ few cases can repeat them: compare samples with the training cases before you sh
 """
 
 
+def _codec(trained: Mapping[str, Any]) -> str:
+    c, below = trained["codec"], trained.get("codec_below", [])
+    whose = "held-out" if c["held_out"] else "training"
+    text = f"- The codec keeps PSNR {c['psnr_db']} dB, SSIM {c['ssim']} on {c['cases']} {whose} cases"
+    if "dice" in c:
+        text += "; Dice " + ", ".join(f"{name} {value}" for name, value in c["dice"].items())
+    warning = f"- **Codec below its thresholds:** {'; '.join(below)}.\n" if below else ""
+    return f"{text}.\n{warning}"
+
+
+def _distilled(d: Mapping[str, Any]) -> str:
+    steering = "and its steering " if d["steering"] else ""
+    return (
+        f"- Draws in {d['steps']} steps of Euler, one evaluation each, what `{d['teacher']}` (SHA-256 "
+        f"{d['teacher_sha256']}) draws\n  in {d['teacher_steps']} steps of Heun with guidance {d['guidance']:g}; "
+        f"that guidance {steering}is part of it: ask for no more, and for no other\n  number of steps. Its samples lie "
+        f"{d['rmse']:g} from the teacher's (standardised latents, root mean square); the teacher's\n  own in as few "
+        f"steps lie {d['rmse_teacher_in_as_many_steps']:g} away.\n"
+    )
+
+
+def _ancestor(a: Mapping[str, Any]) -> str:
+    licence = f", licence: {a['licence']}" if a.get("licence") else ", licence not stated"
+    return f"- Fine-tuned from `{a['name']}` (SHA-256 {a['sha256']}{licence}).\n"
+
+
 def _column(c: Mapping[str, Any]) -> str:
+    if c["kind"] == "text":
+        return f"- `{c['name']}`: a text, of which {c['tokens']} tokens are read"
     if c["levels"]:
         return f"- `{c['name']}`: {', '.join(c['levels'])}"
     if c["minimum"] is None:

@@ -1,6 +1,7 @@
 """A synthetic dataset on disk: resumable, sharded, every sample committed by its sidecar."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,11 +46,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of :func:`generate` did: samples found complete, samples made, leftovers removed."""
+    """What a run of :func:`generate` did.
+
+    Attributes:
+        found: samples found complete.
+        made: samples made.
+        removed: leftovers removed.
+        beyond: in words, how many of the samples made leave the cohort by what; empty where none does.
+    """
 
     found: int
     made: int
     removed: int
+    beyond: str = ""
 
 
 def dataset_info(generator: Generator) -> DatasetInfo:
@@ -115,17 +124,21 @@ def generate(
     for sample_id in sorted(leftovers):
         writer.discard(sample_id)
     waiting = [k for sample_id, k in keys.items() if sample_id not in done]
+    generator.require_texts(plan.requests)
     made, batch = 0, generator.drawing.batch
+    beyond: Counter[str] = Counter()
     for start in range(0, len(waiting), batch):
         part = waiting[start : start + batch]
         rows = [plan.row(key.index, seed) for key in part]
+        beyond.update(said for row in rows for said in row.extrapolation.split("; ") if said)
         for sample in generator.draw(rows, part):
             writer.write(replace(sample, sidecar={**sample.sidecar, "plan": expected["plan"]}))
             made += 1
         if on_progress:
             on_progress(len(indices) - len(waiting) + made, len(indices))
     writer.close()
-    return Outcome(len(indices) - len(waiting), made, len(leftovers))
+    told = "; ".join(f"{said} ({count})" for said, count in sorted(beyond.items()))
+    return Outcome(len(indices) - len(waiting), made, len(leftovers), told)
 
 
 def _same_dataset(sidecar: dict[str, Any], expected: dict[str, Any], out: Path) -> None:

@@ -1,7 +1,8 @@
 """From a model folder to samples: sample i is a pure function of (model, seed, i, request)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ from medgen.cohort.derive import derive
 from medgen.cohort.requests import Row, check, resolve
 from medgen.cohort.sample import Sample
 from medgen.cohort.schema import Schema, Value, volume_column
-from medgen.cohort.where import from_values
-from medgen.errors import InputError
+from medgen.cohort.where import Request, from_values
+from medgen.errors import ExtrapolationWarning, InputError
 from medgen.generation.model import LoadedModel, load_model
+from medgen.generation.place import placed, record_of
+from medgen.generation.steer import context_of
 from medgen.measure.volumes import label_volumes_ml
+from medgen.models import tiling
+from medgen.models.condition import Condition
 from medgen.prepare.grid import GeometryRecord
 from medgen.prepare.intensity import IntensityRecord
 from medgen.registry import check_options
 from medgen.registry import resolve as plug_in
 from medgen.sampling.noise import Key, streams
-from medgen.steering.cfg import wrap as guide
+from medgen.steering import chain
+from medgen.steering.context import Context
 from medgen.training.precision import device_of
 from medgen.volume import Volume
 
@@ -36,9 +42,12 @@ class Drawing:
         sampler: kind of solver.
         options: its options.
         steps: of the solver.
-        guidance: classifier-free guidance scale, 1 for none.
+        guidance: classifier-free guidance scale, 1 for none: short for a ``cfg`` entry before all steering.
         batch: samples at a time; 1 gives the same bits whatever else is drawn.
         space: "native" restores a training case's own grid; "grid" keeps the model's.
+        steering: entries ``{"kind": ..., <options>}``, the first one innermost; from Python also functions from a
+            model to a model, such as ``lambda model: medgen.steering.gradient.guide(model, measure)``.
+        tile: voxels along each axis that the codec decodes at once; left out, the machine's memory decides.
     """
 
     sampler: str
@@ -47,6 +56,8 @@ class Drawing:
     guidance: float
     batch: int = 1
     space: str = "native"
+    steering: chain.Steps = ()
+    tile: int | None = None
 
 
 class Generator:
@@ -55,25 +66,46 @@ class Generator:
     Use :meth:`load`, then :meth:`sample` for one, or :meth:`draw` for rows of a plan.
     """
 
-    def __init__(self, model: LoadedModel, drawing: Drawing | None = None) -> None:
+    def __init__(self, model: LoadedModel, drawing: Drawing | None = None, context: Context | None = None) -> None:
         self.model = model
+        self.context = context or context_of(model)
         defaults = model.spec.sampling
         self.drawing = drawing or Drawing(
-            defaults["sampler"], defaults["options"], int(defaults["steps"]), float(defaults["guidance"])
+            defaults["sampler"],
+            defaults["options"],
+            int(defaults["steps"]),
+            float(defaults["guidance"]),
+            steering=defaults["steering"],
         )
         if self.drawing.steps < 1:
             raise InputError(f"the sampler needs at least 1 step, not {self.drawing.steps}")
         check_options("sampling", self.drawing.sampler, "sample", self.drawing.options)
         self._solver = partial(plug_in("sampling", self.drawing.sampler, "sample"), **self.drawing.options)
+        denoise = model.process.as_model(model.network)
+        self.denoiser = chain.apply(denoise, self.drawing.steering, self.drawing.guidance, self.context)
+        self._decided = chain.decides(self.drawing.steering, model.schema)
 
     @staticmethod
-    def load(folder: str | Path, *, device: str = "auto", drawing: Drawing | None = None) -> "Generator":
+    def load(
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        drawing: Drawing | None = None,
+        text_encoder: str | Path | None = None,
+    ) -> "Generator":
         """Load a model folder.
+
+        Args:
+            folder: of the model.
+            device: auto, cpu, cuda, cuda:N or mps.
+            drawing: how samples are drawn, the model's way by default.
+            text_encoder: folder of the model's text encoder, where that is no longer where it was in training.
 
         Raises:
             InputError: not a model folder, damaged, or the device is not there.
         """
-        return Generator(load_model(Path(folder), device_of(device)), drawing)
+        encoder = None if text_encoder is None else Path(text_encoder)
+        return Generator(load_model(Path(folder), device_of(device), text_encoder=encoder), drawing)
 
     @property
     def schema(self) -> Schema:
@@ -87,6 +119,7 @@ class Generator:
         index: int = 0,
         volumes_ml: Mapping[str, object] | None = None,
         force: bool = False,
+        steering: chain.Steps | None = None,
         **covariates: object,
     ) -> Sample:
         """Draw one sample.
@@ -96,6 +129,7 @@ class Generator:
             index: of the sample in it.
             volumes_ml: label name -> requested volume or (low, high).
             force: allow requests that the cohort never covers.
+            steering: in place of the generator's own, see :class:`Drawing`.
             **covariates: name -> value, (low, high) or list of levels, for example ``age=(60, 80), sex="F"``.
 
         Returns:
@@ -103,11 +137,30 @@ class Generator:
 
         Raises:
             InputError: unknown covariate, or a request beyond the cohort without ``force``.
+
+        Warns:
+            ExtrapolationWarning: the cohort has no case like what is asked for; ``sidecar["extrapolated"]`` and
+                ``sidecar["plausibility"]`` of the sample say so too.
         """
         request = from_values(covariates, self.schema, volumes_ml=volumes_ml, force=force)
         check(request, self.schema, self.model.joint)
         row = resolve(request, self.model.joint, seed, index)
-        return self.draw([row], [Key(seed, index)])[0]
+        if beyond := row.extrapolation:
+            warnings.warn(f"the request is extrapolation: {beyond}", ExtrapolationWarning, stacklevel=2)
+        drawn_by = self
+        if steering is not None:
+            drawn_by = Generator(self.model, steered(self.drawing, steering), self.context)
+        return drawn_by.draw([row], [Key(seed, index)])[0]
+
+    def require_texts(self, requests: Iterable[Request]) -> None:
+        """Refuse before anything is drawn what a text would refuse later.
+
+        Raises:
+            InputError: a text is asked for, and the text encoder is not there or is another one.
+        """
+        states = self.model.encoder.states
+        if states is not None and any(self.schema[name].is_text for r in requests for name in r.given):
+            states.require()
 
     def draw(self, rows: Sequence[Row], keys: Sequence[Key]) -> list[Sample]:
         """Draw a sample for each resolved row, in batches of ``drawing.batch``.
@@ -117,6 +170,7 @@ class Generator:
             keys: (seed, index, attempt) of each.
         """
         samples = []
+        rows = self._placed(rows, keys)
         for start in range(0, len(rows), self.drawing.batch):
             part = slice(start, start + self.drawing.batch)
             images, probabilities = self._decode(self._latents(rows[part], keys[part]))
@@ -124,27 +178,47 @@ class Generator:
                 samples.append(self._sample(images[b], None if probabilities is None else probabilities[b], row, key))
         return samples
 
+    def condition(self, rows: Sequence[Row], keys: Sequence[Key]) -> Condition:
+        """What resolved rows ask of the network, on its device."""
+        return self._encoded(self._placed(rows, keys))
+
+    def _placed(self, rows: Sequence[Row], keys: Sequence[Key]) -> list[Row]:
+        """The rows as they are asked of the network, with the geometry record that each gets."""
+        rows, records = [self._left_open(row) for row in rows], self.model.spec.records
+        return [placed(row, self.schema, records, key) for row, key in zip(rows, keys, strict=True)]
+
+    def _encoded(self, rows: Sequence[Row]) -> Condition:
+        encoder = self.model.encoder
+        flags = {c.name: "yes" for c in encoder.schema.covariates if c.name not in self.schema}
+        return encoder.encode([{**row.values, **flags} for row in rows]).to(self.model.device)
+
+    def _left_open(self, row: Row) -> Row:
+        """The row without what steering decides: it was not asked, and nothing was drawn."""
+        both = sorted(row.asked & self._decided)
+        if both:
+            raise InputError(f"'{both[0]}' is asked for by the request and by the steering; ask for it in one of them")
+        return replace(row, values={n: None if n in self._decided else v for n, v in row.values.items()})
+
     @torch.no_grad()
     def _latents(self, rows: Sequence[Row], keys: Sequence[Key]) -> torch.Tensor:
         model, drawing = self.model, self.drawing
-        flags = {c.name: "yes" for c in model.encoder.schema.covariates if c.name not in model.schema}
-        cond = model.encoder.encode([{**row.values, **flags} for row in rows]).to(model.device)
-        steered = guide(model.process.as_model(model.network), scale=drawing.guidance)
+        cond = self._encoded(rows)
         shape = model.spec.latent_shape
         noise = streams(keys, shape, model.device)
-        return model.process.sample(steered, (len(rows), *shape), cond, self._solver, noise, steps=drawing.steps)
+        return model.process.sample(self.denoiser, (len(rows), *shape), cond, self._solver, noise, steps=drawing.steps)
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-        decoded = self.model.codec.decode(self.model.statistics.restore(latents))
-        images = decoded.image.float().clamp(-1, 1).cpu().numpy()
+        restored = self.model.statistics.restore(latents)
+        decoded = tiling.decode(self.model.codec, restored, tile=self.drawing.tile, device="cpu")
+        images = decoded.image.float().clamp(-1, 1).numpy()
         logits = decoded.label_logits
-        return images, None if logits is None else logits.float().softmax(dim=1).cpu().numpy()
+        return images, None if logits is None else logits.float().softmax(dim=1).numpy()
 
     def _sample(self, image: np.ndarray, probabilities: np.ndarray | None, row: Row, key: Key) -> Sample:
         """Back to a scanner's units and grid: those of a training case drawn by (seed, index)."""
         spec = self.model.spec
-        chosen = int(np.random.default_rng([key.seed & (2**63 - 1), key.index, 7]).integers(len(spec.records)))
+        chosen = record_of(spec.records, row, key)
         record = spec.records[chosen]
         geometry = GeometryRecord.from_json(record["geometry"])
         native = self.drawing.space == "native"
@@ -186,6 +260,8 @@ class Generator:
             "request": {name: row.values[name] for name in sorted(row.asked)},
             "drawn": {name: v for name, v in row.values.items() if name not in row.asked},
             "extrapolated": list(row.extrapolated),
+            "plausibility": float(f"{row.plausibility:.4g}"),
+            "unlike_cohort": row.unlike_cohort,
             "measured": dict(measured),
             "geometry_record": record,
             "effective_resolution_mm": list(self.model.spec.spacing_mm),
@@ -202,8 +278,15 @@ def _label_type(values: Sequence[int]) -> type[np.integer[Any]]:
 def provenance(sha256: str, drawing: Drawing) -> dict[str, Any]:
     """The part of a sidecar that all samples of a dataset share."""
     # The batch size is left out: it may differ between the shards of one dataset.
-    how = {key: value for key, value in asdict(drawing).items() if key != "batch"}
+    how = {f.name: getattr(drawing, f.name) for f in fields(drawing) if f.name != "batch"}
+    how |= {"options": dict(drawing.options), "steering": chain.recorded(drawing.steering)}
     return {"medgen": __version__, "model_sha256": sha256, "drawing": how}
+
+
+def steered(drawing: Drawing, steering: chain.Steps) -> Drawing:
+    """Another steering; its own ``cfg`` takes the place of the guidance that ``drawing`` had from elsewhere."""
+    own = any(isinstance(step, Mapping) and step.get("kind") == "cfg" for step in steering)
+    return replace(drawing, steering=tuple(steering), guidance=1.0 if own else drawing.guidance)
 
 
 def _covariates(asked: Mapping[str, Value], measured: Mapping[str, Value]) -> dict[str, Value]:

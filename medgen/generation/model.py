@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from medgen.files import atomic, read_json, sha256_file, write_json, write_text
 from medgen.generation.card import model_card
 from medgen.models.codec import Codec
 from medgen.models.condition import ConditionEncoder
+from medgen.models.text import TextStates
 from medgen.registry import resolve
+from medgen.steering import chain
 from medgen.store.latents import LatentStatistics
 
 FORMAT = 1
@@ -55,7 +57,7 @@ class ModelSpec:
         derived: columns computed from others and from label volumes, as expressions.
         statistics: mean and standard deviation of each latent channel.
         records: geometry and intensity of the training cases, without their names.
-        sampling: default sampler, options, steps, guidance.
+        sampling: default sampler, options, steps, guidance, steering (paths in it are relative to the folder).
         trained_on: counts for the model card.
     """
 
@@ -141,11 +143,18 @@ def _spec(folder: Path, raw: Mapping[str, Any]) -> ModelSpec:
         fields[key] = tuple(fields[key])
     for key in ("codec", "process", "network"):
         fields[key] = Kind(**fields[key])
+    steering = chain.moved(raw["sampling"].get("steering", ()), lambda path: folder / path)
+    fields["sampling"] = {**raw["sampling"], "steering": steering}
     return ModelSpec(**fields)
 
 
-def load_model(folder: Path, device: torch.device) -> LoadedModel:
+def load_model(folder: Path, device: torch.device, *, text_encoder: Path | None = None) -> LoadedModel:
     """Load a model folder, weights strictly.
+
+    Args:
+        folder: of the model.
+        device: where its networks run.
+        text_encoder: folder of its text encoder, where that is no longer where it was in training.
 
     Raises:
         InputError: see :func:`read_spec`; or weights that do not fit the networks.
@@ -153,6 +162,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     spec, sha256 = read_spec(folder)
     with _damage_named(folder / "model.json"):
         encoder, schema = ConditionEncoder.from_json(spec.encoder), Schema.from_json(spec.schema)
+        encoder = _with_text_encoder(folder, encoder, text_encoder)
         joint = Joint.from_json(spec.joint)
         statistics = LatentStatistics(tuple(spec.statistics["mean"]), tuple(spec.statistics["std"]))
         codec = build_codec(spec.codec, len(spec.channels), len(spec.label_values))
@@ -177,6 +187,14 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         device=device,
         sha256=sha256,
     )
+
+
+def _with_text_encoder(folder: Path, encoder: ConditionEncoder, found: Path | None) -> ConditionEncoder:
+    if found is None:
+        return encoder
+    if encoder.text is None:
+        raise InputError(f"{folder} has no text among its conditions, so leave --text-encoder out")
+    return replace(encoder, states=TextStates(encoder.text, found))
 
 
 def build_codec(kind: Kind, image_channels: int, labels: int) -> Codec:

@@ -1,13 +1,19 @@
 """The KL codec: MONAI's AutoencoderKL over image and label together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from monai.networks.blocks import UpSample
 from monai.networks.nets import AutoencoderKL
+from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import nn
 
 from medgen.errors import InputError
-from medgen.models.codec import Codec, Decoded, Gaussian
+from medgen.models.chain import Chain
+from medgen.models.checkpointing import checkpoint_blocks
+from medgen.models.codec import IMAGE, LABELS, UNLABELLED, Codec, Decoded, Encoded, Gaussian, Serves
+from medgen.models.links import links_of
+from medgen.models.losses import kl_to_standard_normal
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -28,11 +34,13 @@ class KLCodec(Codec):
         res_blocks: int,
         norm_groups: int,
         label_width: int,
+        checkpointing: bool,
     ) -> None:
         super().__init__()
         self.image_channels, self.labels = image_channels, labels
         self.stride = 2 ** (len(channels) - 1)
         self.latent_channels = latent_channels
+        self.halo = None  # each GroupNorm looks at the whole volume
         self.label_embedding = nn.Embedding(labels + 1, label_width) if labels else None
         self.net = AutoencoderKL(
             spatial_dims=3,
@@ -46,6 +54,8 @@ class KLCodec(Codec):
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
         )
+        if checkpointing:
+            checkpoint_blocks(self.net, AEKLResBlock, AEKLDownsample, UpSample)
 
     def encode(self, image: torch.Tensor, label: torch.Tensor | None) -> Gaussian:
         """Encode.
@@ -54,20 +64,57 @@ class KLCodec(Codec):
             image: (B, C, X, Y, Z) in [-1, 1], extents multiples of ``stride``.
             label: (B, X, Y, Z) ids from 0; -1 where a case has no label; None where no case has one.
         """
-        x = image
-        if self.label_embedding is not None:
-            ids = torch.full_like(image[:, 0], -1) if label is None else label
-            ids = torch.where(ids < 0, self.labels, ids).long()
-            x = torch.cat([image, self.label_embedding(ids).movedim(-1, 1).to(image.dtype)], dim=1)
-        hidden = self.net.encoder(x)
+        return self._posterior(self.net.encoder(self._joined(image, label)))
+
+    def decode(self, latent: torch.Tensor) -> Decoded:
+        """Decode latents (B, C, x, y, z)."""
+        return self._parted(self.net.decode(latent))
+
+    def encoding(self) -> Chain:
+        """(image, label) -> posterior, link by link."""
+        return Chain(self._joined, links_of(self.net.encoder.blocks), self._posterior)
+
+    def decoding(self) -> Chain:
+        """Latent -> image and label logits, link by link."""
+        return Chain(self.net.post_quant_conv, links_of(self.net.decoder.blocks), self._parted)
+
+    def regulariser(self, encoded: Encoded) -> Mapping[str, torch.Tensor]:
+        """KL to the standard normal."""
+        return {"kl": kl_to_standard_normal(encoded)}
+
+    def label_rows(self) -> Mapping[str, Serves]:
+        """The label table, the encoder's first convolution and the decoder's last."""
+        table = self.label_embedding
+        rows = {} if table is None else {"label_embedding.weight": (0, (*range(self.labels), UNLABELLED))}
+        width = 0 if table is None else table.embedding_dim
+        outputs = (0, (IMAGE,) * self.image_channels + tuple(range(self.labels)))
+        last = f"net.decoder.blocks.{len(self.net.decoder.blocks) - 1}.conv"
+        return {
+            **rows,
+            "net.encoder.blocks.0.conv.weight": (1, (IMAGE,) * self.image_channels + (LABELS,) * width),
+            f"{last}.weight": outputs,
+            f"{last}.bias": outputs,
+        }
+
+    def _joined(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        if self.label_embedding is None:
+            return image
+        return torch.cat([image, embedded_label(self.label_embedding, image, label)], dim=1)
+
+    def _posterior(self, hidden: torch.Tensor) -> Gaussian:
         logvar = self.net.quant_conv_log_sigma(hidden).clamp(*LOGVAR_RANGE)
         # MONAI's layer gives log sigma^2: its own encode() takes exp(log_var / 2).
         return Gaussian(self.net.quant_conv_mu(hidden), logvar)
 
-    def decode(self, latent: torch.Tensor) -> Decoded:
-        """Decode latents (B, C, x, y, z)."""
-        out = self.net.decode(latent)
+    def _parted(self, out: torch.Tensor) -> Decoded:
         return Decoded(out[:, : self.image_channels], out[:, self.image_channels :] if self.labels else None)
+
+
+def embedded_label(table: nn.Embedding, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+    """Label ids (B, X, Y, Z) as channels beside the image; the table's last entry stands for "no label here"."""
+    ids = torch.full_like(image[:, 0], -1) if label is None else label
+    ids = torch.where(ids < 0, table.num_embeddings - 1, ids).long()
+    return table(ids).movedim(-1, 1).to(image.dtype)
 
 
 def stride(*, channels: Sequence[int] = (16, 32, 64)) -> int:
@@ -84,6 +131,7 @@ def build(
     res_blocks: int = 1,
     norm_groups: int = 8,
     label_width: int = 4,
+    checkpointing: bool = False,
 ) -> KLCodec:
     """Build the codec.
 
@@ -95,9 +143,12 @@ def build(
         res_blocks: residual blocks a level.
         norm_groups: groups of each GroupNorm.
         label_width: width of the label embedding.
+        checkpointing: compute activations again in the backward pass: less memory, a third more time.
     """
     if any(c % norm_groups for c in channels):
         raise InputError(
             f"autoencoder.options: channels {list(channels)} must be multiples of norm_groups {norm_groups}"
         )
-    return KLCodec(image_channels, labels, tuple(channels), latent_channels, res_blocks, norm_groups, label_width)
+    return KLCodec(
+        image_channels, labels, tuple(channels), latent_channels, res_blocks, norm_groups, label_width, checkpointing
+    )

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, SpatialTransformer
 from torch import nn
 
 from medgen.cohort.schema import Schema
 from medgen.errors import InputError
+from medgen.models.checkpointing import checkpoint_blocks
 from medgen.models.condition import Condition
 from medgen.models.embedding import CovariateEmbedding
 
@@ -59,25 +61,34 @@ class ConditionedUNet(nn.Module):
         )
         tokens, summary = self.covariates(cond)
         # MONAI's sinusoidal table spans timesteps of 0 to 1000.
-        x = torch.cat([x, coordinates(x).to(x.dtype)], dim=1)
+        x = torch.cat([x, coordinates(x, cond.box).to(x.dtype)], dim=1)
         return self.unet(x, 1000.0 * time, context=tokens, class_labels=summary)
 
 
-def coordinates(x: torch.Tensor) -> torch.Tensor:
+def coordinates(x: torch.Tensor, box: torch.Tensor | None = None) -> torch.Tensor:
     """Where each latent lies, (B, 9, X, Y, Z): along each axis u from -1 to 1, cos(pi u) and cos(2 pi u).
 
     A convolution sees its place only in the padding at the borders. In pure noise there is nothing else to tell it,
     and that is where the network must place the anatomy that was asked for.
+
+    Args:
+        x: (B, C, X, Y, Z).
+        box: (B, 3, 2) places of the first and the last latent where ``x`` is a crop (see
+            :func:`medgen.models.condition.crop_box`): its channels are those that the whole field has there.
     """
     axes = []
     for axis, extent in enumerate(x.shape[2:]):
-        u = torch.linspace(-1.0, 1.0, extent, device=x.device)
-        shape = [1, 1, 1]
-        shape[axis] = extent
+        u = torch.linspace(-1.0, 1.0, extent, device=x.device)[None]
+        if box is not None:
+            low, high = box[:, axis, :1], box[:, axis, 1:]
+            u = low + (u + 1.0) / 2.0 * (high - low)
+        shape = [-1, 1, 1, 1]
+        shape[1 + axis] = extent
         axes += [
-            wave.reshape(shape).expand(x.shape[2:]) for wave in (u, (torch.pi * u).cos(), (2 * torch.pi * u).cos())
+            wave.reshape(shape).expand(x.shape[0], *x.shape[2:])
+            for wave in (u, (torch.pi * u).cos(), (2 * torch.pi * u).cos())
         ]
-    return torch.stack(axes).expand(x.shape[0], -1, -1, -1, -1)
+    return torch.stack(axes, dim=1)
 
 
 def factor(*, channels: Sequence[int] = (32, 64, 96)) -> int:
@@ -95,6 +106,7 @@ def build(
     norm_groups: int = 16,
     head_channels: int = 32,
     token_width: int = 64,
+    checkpointing: bool = False,
 ) -> ConditionedUNet:
     """Build the network.
 
@@ -107,6 +119,7 @@ def build(
         norm_groups: groups of each GroupNorm.
         head_channels: width of an attention head.
         token_width: width of a covariate's token.
+        checkpointing: compute activations again in the backward pass: less memory, a third more time.
 
     Raises:
         InputError: widths that do not fit each other.
@@ -119,6 +132,9 @@ def build(
         raise InputError(
             f"diffusion.network_options: channels {list(channels)} must be multiples of norm_groups {norm_groups}"
         )
-    return ConditionedUNet(
+    network = ConditionedUNet(
         latent_channels, schema, tuple(channels), tuple(attention), res_blocks, norm_groups, head_channels, token_width
     )
+    if checkpointing:
+        checkpoint_blocks(network.unet, DiffusionUNetResnetBlock, SpatialTransformer)
+    return network

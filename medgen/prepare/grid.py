@@ -74,6 +74,12 @@ class GeometryRecord:
     world: np.ndarray
 
     @property
+    def native_spacing_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel of the source, to the right, to the front and upwards; rounded to a micrometre."""
+        x, y, z = (round(s, 3) for s in self.source.ras().spacing_mm)
+        return x, y, z
+
+    @property
     def index_map(self) -> np.ndarray:
         """(4, 4), target voxel to source voxel."""
         return self.index_map_to(self.source.affine)

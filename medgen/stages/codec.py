@@ -1,33 +1,31 @@
-"""Stages autoencoder and latents."""
+"""Stages autoencoder and quality."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from medgen.config import AutoencoderConfig
+from medgen.evaluation import codec_quality
 from medgen.generation.model import build_codec
 from medgen.models.codec import Codec
+from medgen.models.perceptual import load_perceptual
+from medgen.stages import quality as gate
+from medgen.stages.ancestor import check_ancestor, is_frozen, start_codec
 from medgen.stages.conditions import check_requests
 from medgen.stages.run import Run, schedule_of
-from medgen.store.latents import Latents, LatentStatistics
+from medgen.store.augment import Augmentation
+from medgen.store.centres import Chances
+from medgen.store.feed import patch_feed
+from medgen.store.patches import PatchSampler
 from medgen.store.prepared import Prepared
-from medgen.training.autoencoder import AutoencoderTask
+from medgen.training import checkpoint
+from medgen.training.adversary import AdversaryOptions
+from medgen.training.autoencoder import AutoencoderTask, LossWeights
 from medgen.training.checkpoint import load_average
+from medgen.training.distributed import world
+from medgen.training.ema import Ema
 from medgen.training.loop import train
-
-
-def _arrays(run: Run, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    store = run.store
-    images = torch.from_numpy(np.stack([np.asarray(store.image(i), dtype=np.float16) for i in indices]))
-    labels = None
-    if len(store.label_values) > 1:
-        stacked = np.stack([_label(store, i) for i in indices])[:, None]
-        labels = torch.from_numpy(stacked).to(run.device)
-    return images.to(run.device), labels
-
-
-def _label(store: Prepared, index: int) -> np.ndarray:
-    if store.cases[index].has_label:
-        return np.asarray(store.label(index), dtype=np.int16)
-    return np.full(store.shape, -1, dtype=np.int16)
 
 
 def label_count(store: Prepared) -> int:
@@ -41,27 +39,68 @@ def _fresh_codec(run: Run) -> Codec:
 
 
 def autoencoder(run: Run) -> None:
-    """Train the codec."""
-    check_requests(run)  # refuses here, and not after a long training, what later stages cannot do
-    c = run.config.autoencoder
-    images, labels = _arrays(run, run.train_cases())
+    """Train the codec, from the weights of the model that ``init`` names where there is one."""
+    # Refused here, and not after a long training: what later stages cannot do.
+    check_requests(run)
+    gate.thresholds(run)
+    check_ancestor(run)
+    codec = start_codec(run, _fresh_codec(run))
+    if is_frozen(run):
+        kept = {"codec": codec}, {"codec": Ema(codec)}
+        checkpoint.save(run.folder / "autoencoder" / "checkpoint.safetensors", *kept, {}, {"step": 0, "seconds": 0.0})
+        run.progress("autoencoder", 1, 1, "the codec of the model that init names")
+        return
+    c, store = run.config.autoencoder, run.store
     held_out = [
-        (np.asarray(run.store.image(i), dtype=np.float32), run.store.label(i) if run.store.cases[i].has_label else None)
+        (np.asarray(store.image(i), dtype=np.float32), store.label(i) if store.cases[i].has_label else None)
         for i in run.held_out_cases()
     ]
-    task = AutoencoderTask(
-        _fresh_codec(run),
-        images,
-        labels,
-        held_out,
-        patch=c.patch or run.store.shape,
-        batch=c.training.batch,
-        learning_rate=c.training.learning_rate,
-        kl_weight=c.kl_weight,
-        label_weight=c.label_weight,
+    augment = c.augment.values()
+    sampler = patch_feed(
+        store,
+        run.train_cases(),
+        c.patch or store.shape,
+        c.training.batch,
         seed=run.config.seed,
+        device=run.device,
+        rank=world(run.device).rank,
+        storage=c.sampling.storage,
+        resident=c.sampling.resident,
+        chances=Chances(c.sampling.foreground, c.sampling.labels, c.sampling.rare),
+        augmentation=Augmentation(**augment) if augment else None,
     )
+    task = autoencoder_task(codec, sampler, held_out, c, run.config.seed)
     train(task, run.folder / "autoencoder", schedule_of(c.training), run.device, run.stage_progress("autoencoder"))
+
+
+def autoencoder_task(
+    codec: Codec,
+    sampler: PatchSampler,
+    held_out: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    config: AutoencoderConfig,
+    seed: int,
+) -> AutoencoderTask:
+    """The training task that a config section describes."""
+    weights = config.losses.model_dump(exclude={"perceptual_weights"})
+    path = config.losses.perceptual_weights
+    return AutoencoderTask(
+        codec,
+        sampler,
+        held_out,
+        weights=LossWeights(**weights),
+        adversary=AdversaryOptions(**config.adversary.model_dump()),
+        perceptual=load_perceptual(path).to(sampler.device) if path else None,
+        learning_rate=config.training.learning_rate,
+        seed=seed,
+    )
+
+
+def quality(run: Run) -> None:
+    """Measure what the codec keeps of held-out cases, beside its weights."""
+    codec = trained_codec(run)
+    figures = codec_quality.measure(run.store, codec, run.device, run.config.autoencoder.accept.sizes_ml)
+    codec_quality.write(run.folder / "autoencoder", figures, run.store, codec, run.device)
+    run.progress("quality", 1, 1, f"PSNR {figures['psnr_db']} dB, SSIM {figures['ssim']}")
 
 
 def trained_codec(run: Run) -> Codec:
@@ -69,27 +108,3 @@ def trained_codec(run: Run) -> Codec:
     codec = _fresh_codec(run)
     codec.load_state_dict(load_average(run.folder / "autoencoder" / "checkpoint.safetensors", "codec", codec))
     return codec.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def latents(run: Run) -> None:
-    """Encode every case, and its mirror image where asked."""
-    codec, store = trained_codec(run), run.store
-    means, logvars, cases, mirrored = [], [], [], []
-    sides = (False, True) if run.config.latents.mirror else (False,)
-    for i in range(len(store.cases)):
-        image, label = _arrays(run, [i])
-        for mirror in sides:
-            x = image.float().flip(2) if mirror else image.float()
-            ids = None if label is None else (label[:, 0].flip(1) if mirror else label[:, 0]).long()
-            posterior = codec.encode(x, ids)
-            means.append(posterior.mean[0].float().cpu().numpy())
-            logvars.append(posterior.logvar[0].float().cpu().numpy())
-            cases.append(i)
-            mirrored.append(mirror)
-        run.progress("latents", i + 1, len(store.cases), "cases")
-    mean, logvar = np.stack(means), np.stack(logvars)
-    training = set(run.train_cases())
-    rows = [r for r, i in enumerate(cases) if i in training]
-    statistics = LatentStatistics.measure(mean[rows], logvar[rows])
-    Latents.write(run.folder / "latents", mean, logvar, cases, mirrored, statistics)

@@ -1,14 +1,20 @@
 """Which columns condition the model, and their values for every case."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from medgen.cohort import derive
 from medgen.cohort.joint import Joint
 from medgen.cohort.requests import RequestPlan, plan
-from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
+from medgen.cohort.schema import SPACING_COLUMNS, Covariate, Schema, Value, volume_column, with_ranges
 from medgen.errors import InputError
 from medgen.models.condition import ConditionEncoder
+from medgen.models.text import TextStates
+from medgen.prepare.grid import GeometryRecord
+from medgen.stages.ancestor import start_encoder
 from medgen.stages.run import Run
+from medgen.steering import chain
+from medgen.steering.context import Known
 
 _MAX_LABEL_VOLUMES = 8
 
@@ -18,24 +24,70 @@ def conditions(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
     c, store = run.config.covariates, run.store
     volumes = [volume_column(name) for name in store.label_names[1:]]
     check_derived(c.derived, store.schema, store.label_values)
-    rows: list[dict[str, Value]] = []
-    for case in store.cases:
-        by_value = {
-            value: float(volume)
-            for value, name in zip(store.label_values[1:], volumes, strict=True)
-            if (volume := case.covariates.get(name)) is not None
-        }
-        rows.append(derive.derive(c.derived, by_value, case.covariates))
+    rows = [derived_row(run, case.covariates) for case in store.cases]
     known = store.schema.joined(Schema(tuple(Covariate(name) for name in c.derived)))
     use = c.use
+    if c.spacing:
+        varying = _spacing(run, rows)
+        known = known.joined(Schema(varying))
+        use = None if use is None else tuple(dict.fromkeys([*use, *(v.name for v in varying)]))
     if use is None:
         many = len(volumes) > _MAX_LABEL_VOLUMES
         use = tuple(n for n in known.names if not (many and n in volumes))
     training = [rows[i] for i in run.train_cases()]
-    chosen = with_ranges(known.only(use), training)
+    chosen = with_ranges(_read_texts(run, known.only(use)), training)
     # A column without any value in training can be asked for by nobody.
     kept = [n for n in chosen.names if any(row.get(n) is not None for row in training)]
     return chosen.only(kept), rows
+
+
+def derived_row(run: Run, covariates: Mapping[str, Value]) -> dict[str, Value]:
+    """A case's covariates with the columns derived from them."""
+    store = run.store
+    by_value = {
+        value: float(volume)
+        for value, name in zip(store.label_values[1:], store.label_names[1:], strict=True)
+        if (volume := covariates.get(volume_column(name))) is not None
+    }
+    return derive.derive(run.config.covariates.derived, by_value, covariates)
+
+
+def _spacing(run: Run, rows: list[dict[str, Value]]) -> tuple[Covariate, ...]:
+    """Put the cases' native spacing into their rows; the columns of the axes along which it varies."""
+    if twins := [n for n in SPACING_COLUMNS if n in run.store.schema]:
+        raise InputError(f"covariates.spacing: the cohort has a column '{twins[0]}' of its own; use one of the two")
+    known = [bool(case.geometry) for case in run.store.cases]  # the doctor foresees a store without
+    if not all(known):
+        return ()
+    sizes = [GeometryRecord.from_json(case.geometry).native_spacing_mm for case in run.store.cases]
+    training = [sizes[i] for i in run.train_cases()]
+    vary = [axis for axis in range(3) if len({size[axis] for size in training}) > 1]
+    if not vary and training:
+        same = " x ".join(f"{s:g}" for s in training[0])
+        raise InputError(f"covariates.spacing: every training case has voxels of {same} mm; set it to false")
+    for row, size in zip(rows, sizes, strict=True):
+        row |= {SPACING_COLUMNS[axis]: size[axis] for axis in vary}
+    return tuple(Covariate(SPACING_COLUMNS[axis], unit="mm") for axis in vary)
+
+
+def _read_texts(run: Run, schema: Schema) -> Schema:
+    """The schema with its text columns as the text encoder reads them."""
+    encoder = run.text_encoder
+    texts = [c.name for c in schema.covariates if c.is_text]
+    if texts and encoder is None:
+        raise InputError(
+            f"the condition '{texts[0]}' is a text, and covariates.text_encoder names no folder of a text encoder; "
+            "name one, or leave the column out with covariates.use"
+        )
+    if encoder is None:
+        return schema
+    if not texts:
+        raise InputError(
+            "covariates.text_encoder is set, but no condition is a text; name text columns in data.options.texts or "
+            "give them the kind text in covariates.schema_file"
+        )
+    tokens, width = encoder.tokens, encoder.width
+    return Schema(tuple(replace(c, tokens=tokens, width=width) if c.is_text else c for c in schema.covariates))
 
 
 def fit_joint(run: Run) -> Joint:
@@ -58,6 +110,7 @@ def check_requests(run: Run) -> None:
     """
     joint = fit_joint(run)
     plan_of(run, joint)
+    chain.check(run.config.generate.steering, run.config.generate.guidance, Known(joint, tuple(run.store.label_names)))
     volume, known = run.config.report.volume, joint.schema.names
     if volume is not None and volume not in known:
         raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(known)})")
@@ -94,4 +147,8 @@ def fit_encoder(run: Run) -> tuple[ConditionEncoder, list[dict[str, Value]]]:
     schema, rows = conditions(run)
     flags_schema, flags = presence(run)
     whole = [{**row, **flag} for row, flag in zip(rows, flags, strict=True)]
-    return ConditionEncoder.fit(schema.joined(flags_schema), [whole[i] for i in run.train_cases()]), whole
+    fitted = ConditionEncoder.fit(schema.joined(flags_schema), [whole[i] for i in run.train_cases()])
+    if run.text_encoder is not None:
+        states = TextStates(run.text_encoder, cache=run.folder / "texts" / "states.safetensors")
+        fitted = replace(fitted, text=run.text_encoder, states=states)
+    return start_encoder(run, fitted), whole

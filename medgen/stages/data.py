@@ -54,11 +54,21 @@ def cohort(run: Run) -> None:
 def read(run: Run) -> Cohort:
     """The cohort with every case's side of the split."""
     data = run.config.data
-    found = read_cohort(run.root, format=data.format, **data.options)
-    if run.config.covariates.schema_file:
-        found = schema_file.apply(found, run.config.covariates.schema_file)
+    found = read_columns(run)
     _check_derived(run, found)
     return splits.split(found, validation=data.validation, seed=run.config.seed)
+
+
+def read_columns(run: Run) -> Cohort:
+    """The cohort with the columns that its schema file leaves; columns the file calls text are read as such."""
+    data, path = run.config.data, run.config.covariates.schema_file
+    if path is None:
+        return read_cohort(run.root, format=data.format, **data.options)
+    texts = [c.name for c in schema_file.read(path).covariates if c.is_text]
+    given = data.options.get("texts", ())
+    both = dict.fromkeys([*([given] if isinstance(given, str) else given), *texts])
+    options = {**data.options, "texts": list(both)} if both else data.options
+    return schema_file.apply(read_cohort(run.root, format=data.format, **options), path)
 
 
 def _check_derived(run: Run, cohort: Cohort) -> None:

@@ -1,20 +1,28 @@
 """Stage diffusion."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
+from medgen.cohort.schema import Value
 from medgen.generation.model import build_network
-from medgen.models.condition import Condition
+from medgen.models.condition import ConditionEncoder
+from medgen.prepare import padding
 from medgen.registry import resolve
 from medgen.sampling.noise import Key, streams
+from medgen.stages.ancestor import start_network
 from medgen.stages.codec import trained_codec
-from medgen.stages.conditions import fit_encoder
+from medgen.stages.conditions import derived_row, fit_encoder
 from medgen.stages.run import Run, schedule_of
 from medgen.store.latents import Latents
-from medgen.training.diffusion import DiffusionTask
+from medgen.training import ema
+from medgen.training.diffusion import Crops, DiffusionTask, LatentSet, choice
+from medgen.training.distributed import world
+from medgen.training.keep import NAME, BestKeeper, read_kept
 from medgen.training.loop import train
+from medgen.training.memorisation import Memorisation
 from medgen.training.pictures import rows_of_slices
 
 _PANEL_SEEDS = 3
@@ -22,50 +30,107 @@ _PANEL_SEEDS = 3
 
 def diffusion(run: Run) -> None:
     """Train the diffusion model on the latents."""
-    c, device = run.config.diffusion, run.device
+    c, device, folder = run.config.diffusion, run.device, run.folder / "diffusion"
     stored = Latents(run.folder / "latents")
-    encoder, rows = fit_encoder(run)
-
-    def batch(indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, Condition]:
-        mean, logvar = (torch.from_numpy(np.array(a[indices])).to(device) for a in (stored.mean, stored.logvar))
-        return mean, logvar, encoder.encode([rows[stored.cases[r]] for r in indices]).to(device)
-
-    mean, logvar, cond = batch(stored.rows(run.train_cases()))
-    held = stored.rows(run.held_out_cases(), mirrored=False)
-    held_mean, _, held_cond = batch(held) if held else (None, None, None)
+    encoder, cases = fit_encoder(run)
+    training, held_rows = stored.rows(run.train_cases()), stored.rows(run.held_out_cases(), mirrored=False)
+    train_set = latent_set(run, stored, encoder, cases, training)
+    held_out = latent_set(run, stored, encoder, cases, held_rows) if held_rows else None
+    if encoder.states is not None and encoder.states.cut:
+        remark = f"{encoder.states.cut} texts are longer than covariates.text_tokens and were cut"
+        run.progress("diffusion", 0, 1, remark)
     process = resolve("diffusion", c.process, "build")(**c.process_options)
     codec = trained_codec(run)
     torch.manual_seed(run.config.seed)
-    network = build_network(run.network_kind(), mean.shape[1], encoder.schema).to(device)
-    g = run.config.generate
+    fresh = build_network(run.network_kind(), train_set.mean.shape[1], encoder.schema).to(device)
+    network = start_network(run, fresh, encoder)
+    g, m = run.config.generate, c.memorisation
     sampler = partial(resolve("sampling", g.sampler, "sample"), **g.sampler_options)
+    # What new patients would ask for; without held-out cases, what the training cases have.
+    asked = (held_out or train_set).cond
+
+    @torch.no_grad()
+    def samples(averaged: torch.nn.Module, n: int, steps: int) -> torch.Tensor:
+        """Standardised latents on fixed seeds, in batches as large as the training's."""
+        drawn = []
+        for first in range(0, n, c.training.batch):
+            keys = [Key(0, i) for i in range(first, min(first + c.training.batch, n))]
+            cond = asked.rows(torch.tensor([key.index % len(asked) for key in keys], device=device))
+            shape = (len(keys), *train_set.mean.shape[1:])
+            noise = streams(keys, shape[1:], device)
+            drawn.append(process.sample(process.as_model(averaged), shape, cond, sampler, noise, steps=steps))
+        return torch.cat(drawn)
 
     @torch.no_grad()
     def draw(averaged: torch.nn.Module) -> np.ndarray:
-        keys = [Key(0, i) for i in range(_PANEL_SEEDS)]
-        asked = held_cond.rows(slice(0, _PANEL_SEEDS)) if held_cond is not None else cond.rows(slice(0, _PANEL_SEEDS))
-        keys = keys[: len(asked)]
-        noise = streams(keys, mean.shape[1:], device)
-        shape = (len(keys), *mean.shape[1:])
-        x = process.sample(process.as_model(averaged), shape, asked, sampler, noise, steps=8)
+        x = samples(averaged, min(_PANEL_SEEDS, len(asked)), 8)
         out = codec.decode(stored.statistics.restore(x))
         images = out.image.float().clamp(-1, 1).cpu().numpy()
         ids = None if out.label_logits is None else out.label_logits.argmax(dim=1).cpu().numpy()
-        return rows_of_slices([(images[b], None if ids is None else ids[b]) for b in range(len(keys))])
+        return rows_of_slices([(images[b], None if ids is None else ids[b]) for b in range(len(images))])
 
+    here = world(device)
+    yardstick = None
+    if m.samples and here.first:
+        subjects = [run.store.cases[stored.cases[r]].subject_id for r in training]
+        order = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
+        yardstick = Memorisation(
+            train_set.mean,
+            train_set.logvar,
+            stored.statistics,
+            [order[subject] for subject in subjects],
+            (held_out.mean, held_out.logvar) if held_out else None,
+            m.quantile,
+        )
     task = DiffusionTask(
         network,
         process,
-        mean,
-        logvar,
+        train_set,
         stored.statistics,
-        cond,
-        (held_mean, held_cond) if held_mean is not None and held_cond is not None else None,
+        held_out,
         batch=c.training.batch,
         learning_rate=c.training.learning_rate,
         drop_all=c.drop_all,
         drop_each=c.drop_each,
         seed=run.config.seed,
+        rank=here.rank,
+        crops=Crops(c.patch, c.full_share) if c.patch else None,
+        average=c.ema,
         draw=draw,
+        samples=partial(samples, n=m.samples, steps=m.steps) if m.samples else None,
+        memorisation=yardstick,
     )
-    train(task, run.folder / "diffusion", schedule_of(c.training), device, run.stage_progress("diffusion"))
+    keeper = BestKeeper(folder, "network", network, partial(choice, c.ema), best=c.keep == "best")
+    schedule = schedule_of(c.training, profiles=tuple(ema.GAMMAS))
+    train(task, folder, schedule, device, run.stage_progress("diffusion"), keeper=keeper if here.first else None)
+    if here.first:
+        said = read_kept(folder / NAME)
+        run.progress("diffusion", 1, 1, f"kept the {said['average']} average of step {said['step']}")
+
+
+def latent_set(
+    run: Run, stored: Latents, encoder: ConditionEncoder, cases: Sequence[dict[str, Value]], rows: Sequence[int]
+) -> LatentSet:
+    """Some rows of the stored latents with their conditions, on the device.
+
+    Args:
+        run: the experiment.
+        stored: the latents.
+        encoder: of the conditions.
+        cases: covariates of every prepared case.
+        rows: of the latents.
+    """
+    mean, logvar = (torch.from_numpy(np.array(a[list(rows)])).to(run.device) for a in (stored.mean, stored.logvar))
+    values = []
+    for r in rows:
+        row, again = cases[stored.cases[r]], stored.volumes_ml[r]
+        if again is not None:
+            row = {**row, **derived_row(run, {**run.store.cases[stored.cases[r]].covariates, **again})}
+        values.append(row)
+    weight = None
+    if run.config.diffusion.mask_padding and stored.reached is not None:
+        # What enough training cases show is known; held-out cases are judged by the same.
+        known = padding.known(stored.reached[stored.rows(run.train_cases(), mirrored=False)])
+        weight = padding.weights(stored.reached[list(rows)], known)
+    counts = None if weight is None else torch.from_numpy(weight).to(run.device)
+    return LatentSet(mean, logvar, encoder.encode(values).to(run.device), counts)

@@ -1,15 +1,23 @@
 """Stages model, synthetic and report: what a run gives its user."""
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
 from medgen.evaluation.report import write_report
 from medgen.generation.contact import NAME, write_contact_sheet
 from medgen.generation.dataset import generate
 from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import Kind, ModelSpec, build_network, save_model
+from medgen.stages import quality
+from medgen.stages.ancestor import lineage
 from medgen.stages.codec import label_count, trained_codec
 from medgen.stages.conditions import conditions, fit_encoder, fit_joint, plan_of
+from medgen.stages.distil import drawing_model
 from medgen.stages.run import Run
+from medgen.steering import chain
 from medgen.store.latents import Latents
-from medgen.training.checkpoint import load_average
+from medgen.training import keep
 
 
 def model(run: Run) -> None:
@@ -21,7 +29,7 @@ def model(run: Run) -> None:
     training = run.train_cases()
     codec = trained_codec(run)
     network = build_network(run.network_kind(), stored.mean.shape[1], encoder.schema)
-    checkpoint = run.folder / "diffusion" / "checkpoint.safetensors"
+    weights = run.folder / "diffusion" / keep.NAME
     labelled = label_count(store) > 0
     spec = ModelSpec(
         name=c.name,
@@ -45,23 +53,34 @@ def model(run: Run) -> None:
             "options": c.generate.sampler_options,
             "steps": c.generate.steps,
             "guidance": c.generate.guidance,
+            # A second model is named from the folder of this one, so that both can be copied together.
+            "steering": chain.moved(c.generate.steering, lambda path: _seen_from(run.folder / "model", path)),
         },
         trained_on={
             "cases": len(training),
             "subjects": len({store.cases[i].subject_id for i in training}),
             "validation": len(run.held_out_cases()),
             "skull_stripped": all(store.cases[i].quality.get("foreground") == "stripped" for i in training),
+            "licence": c.licence,
+            "codec": {k: v for k, v in quality.figures(run).items() if k not in ("sizes_ml", "structures")},
+            "codec_below": quality.shortfall(run),
+            "ancestors": lineage(run),
+            "kept": {k: v for k, v in keep.read_kept(weights).items() if k != "score"},
         },
     )
-    save_model(run.folder / "model", spec, codec.state_dict(), load_average(checkpoint, "network", network))
+    save_model(run.folder / "model", spec, codec.state_dict(), keep.load_kept(weights, network))
     run.progress("model", 1, 1, str(run.folder / "model"))
 
 
 def synthetic(run: Run) -> None:
     """Generate the dataset."""
     g = run.config.generate
-    drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space)
-    generator = Generator.load(run.folder / "model", device=str(run.device), drawing=drawing)
+    generator = Generator.load(drawing_model(run), device=str(run.device))
+    # A student draws as it was trained to; what the config says of sampling is what it learnt.
+    drawing = replace(generator.drawing, batch=g.batch, space=g.space, tile=g.tile)
+    if run.config.distil is None:
+        drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space, g.steering, g.tile)
+    generator = Generator(generator.model, drawing, generator.context)
     plan = plan_of(run, generator.model.joint)
     progress = run.stage_progress("synthetic")
     generate(
@@ -76,17 +95,21 @@ def synthetic(run: Run) -> None:
     write_contact_sheet(run.folder / "synthetic", run.folder / "synthetic" / NAME, format=g.format)
 
 
+def _seen_from(folder: Path, path: Path) -> str:
+    """A path relative to a folder."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
 def report(run: Run) -> None:
-    """Measure codec and samples."""
+    """Measure the samples, beside what the codec keeps."""
     r = run.config.report
     write_report(
         run.folder / "report",
         run.store,
-        trained_codec(run),
+        {**quality.figures(run), "below": quality.shortfall(run)},
         run.folder / "synthetic",
         run.prepare_options(),
         format=run.config.generate.format,
-        device=run.device,
         workers=run.config.workers or 1,
         volume=r.volume,
         min_volume_r=r.min_volume_r,

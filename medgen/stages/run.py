@@ -11,11 +11,17 @@ import yaml
 
 from medgen.cohort import derive
 from medgen.cohort.schema import Covariate, Schema
-from medgen.config import Config, PhantomConfig, TrainingConfig
+from medgen.config import Config, DistilConfig, PhantomConfig, TrainingConfig
 from medgen.errors import InputError
-from medgen.generation.model import Kind, build_codec, build_network
+from medgen.generation import distil
+from medgen.generation.model import Kind, LoadedModel, build_codec, build_network, load_model, read_spec
+from medgen.models.condition import Condition
+from medgen.models.discriminator import smallest_patch
+from medgen.models.seam import Noise
+from medgen.models.text import TextEncoderSpec
 from medgen.prepare.options import PrepareOptions
 from medgen.registry import check_options, resolve
+from medgen.steering import chain
 from medgen.store.prepared import Prepared
 from medgen.training.loop import Progress, Schedule
 from medgen.training.precision import device_of
@@ -33,6 +39,8 @@ class Run:
     progress: StageProgress
     known_store: Prepared | None = None
     """A prepared cohort that does not lie in the run folder, where there is one (the doctor foresees one)."""
+    force: bool = False
+    """Go on with a codec below its thresholds."""
 
     @cached_property
     def phantom(self) -> PhantomConfig | None:
@@ -49,6 +57,17 @@ class Run:
     def device(self) -> torch.device:
         """Where networks run."""
         return device_of(self.config.device)
+
+    @cached_property
+    def ancestor(self) -> LoadedModel | None:
+        """The model that ``init`` names, on the CPU."""
+        init = self.config.init
+        return load_model(init.model.expanduser(), torch.device("cpu")) if init else None
+
+    @cached_property
+    def ancestor_sha256(self) -> str | None:
+        """Of the model that ``init`` names."""
+        return read_spec(self.config.init.model.expanduser())[1] if self.config.init else None
 
     def stage_progress(self, stage: str) -> Progress:
         """Progress of one stage."""
@@ -94,7 +113,17 @@ class Run:
         """What the conditions depend on, for hashing."""
         c = self.config.covariates
         text = c.schema_file.read_text() if c.schema_file and c.schema_file.exists() else None
-        return [c.model_dump(mode="json"), text]
+        # What is off adds nothing, so that older runs are not trained again for a key they never used.
+        newer = {"spacing": bool(c.spacing), "text_encoder": bool(c.text_encoder), "text_tokens": bool(c.text_encoder)}
+        used = c.model_dump(mode="json", exclude={key for key, on in newer.items() if not on})
+        encoder = self.text_encoder
+        return [used, text] if encoder is None else [{**used, "text_encoder": encoder.key}, text]
+
+    @cached_property
+    def text_encoder(self) -> TextEncoderSpec | None:
+        """The frozen encoder of text columns, where there is one."""
+        c = self.config.covariates
+        return TextEncoderSpec.of(c.text_encoder, c.text_tokens) if c.text_encoder else None
 
     def config_text(self) -> str:
         """The resolved config as YAML."""
@@ -130,6 +159,10 @@ def check(run: Run) -> None:
     check_options("models", c.diffusion.network, "build", c.diffusion.network_options)
     check_options("diffusion", c.diffusion.process, "build", c.diffusion.process_options)
     check_options("sampling", c.generate.sampler, "sample", c.generate.sampler_options)
+    _check_drawing(run)
+    if c.distil is not None:
+        distil.check(distillation(c.distil, c.seed))
+    chain.check(c.generate.steering, c.generate.guidance)
     resolve("formats", c.generate.format, "open")
     if run.phantom is None and not run.root.exists():
         raise InputError(f"data.root {run.root} does not exist; name the folder of your cohort")
@@ -138,6 +171,7 @@ def check(run: Run) -> None:
         raise InputError(
             f"prepare.stride {stride} must be a multiple of {multiple} (codec stride times network levels)"
         )
+    run.text_encoder  # noqa: B018 (looks at its folder)
     for expression in c.covariates.derived.values():
         derive.check(expression)
     if c.prepare.shape and any(n % multiple for n in c.prepare.shape):
@@ -146,17 +180,82 @@ def check(run: Run) -> None:
     patch, codec_stride = c.autoencoder.patch, run.codec_stride()
     if patch and any(n % codec_stride for n in patch):
         raise InputError(f"autoencoder.patch {list(patch)} must be multiples of {codec_stride}, the codec's stride")
+    adversary = c.autoencoder.adversary
+    if patch and adversary.weight > 0 and min(patch) < smallest_patch(adversary.layers):
+        least = smallest_patch(adversary.layers)
+        raise InputError(
+            f"autoencoder.patch {list(patch)} is too small for the adversary: {adversary.layers} layers need {least} "
+            "voxels along each axis; enlarge it or set autoencoder.adversary.weight to 0"
+        )
+    perceptual = c.autoencoder.losses.perceptual_weights
+    if perceptual is not None and not perceptual.is_file():
+        raise InputError(f"autoencoder.losses.perceptual_weights {perceptual} does not exist; give a MedicalNet file")
+    _check_crops(run)
     _build_networks(run)
     if c.threads:
         torch.set_num_threads(c.threads)
     device_of(c.device)
 
 
+def _check_crops(run: Run) -> None:
+    """Refuse latent patches that the network cannot take."""
+    d = run.config.diffusion
+    if d.patch is None:
+        if "full_share" in d.model_fields_set and d.full_share < 1:
+            raise InputError("diffusion.full_share says how often a step is whole beside patches; set diffusion.patch")
+        return
+    multiple = _with_known(resolve("models", d.network, "factor"), d.network_options)
+    if any(n % multiple for n in d.patch):
+        raise InputError(f"diffusion.patch {list(d.patch)} must be multiples of {multiple}, the network's factor")
+    try:
+        resolve("models", d.network, "coordinates")
+    except InputError:
+        raise InputError(
+            f"diffusion.patch: network '{d.network}' is not told where a crop lies; remove the key or take network unet"
+        ) from None
+
+
+def distillation(c: DistilConfig, seed: int) -> distil.Distillation:
+    """A config section as values."""
+    return distil.Distillation(
+        kind=c.kind,
+        options=c.options,
+        steps=c.steps,
+        teacher_steps=c.teacher_steps,
+        batch=c.training.batch,
+        reuse=c.reuse,
+        learning_rate=c.training.learning_rate,
+        drop=c.drop,
+        seed=seed,
+    )
+
+
+def _check_drawing(run: Run) -> None:
+    """Build the process and draw without a step: both then say what they think of their options' values."""
+    d, g = run.config.diffusion, run.config.generate
+    process = resolve("diffusion", d.process, "build")(**d.process_options)
+    solver = resolve("sampling", g.sampler, "sample")
+
+    def first_level_only(model: Any, x: Any, sigmas: Any, cond: Condition, *, noise: Noise) -> Any:
+        return solver(model, x, sigmas[:1], cond, noise=noise, **g.sampler_options)
+
+    shape, nothing = (1, 1, 1, 1, 1), torch.zeros(1, 0)
+    cond = Condition((), nothing, nothing.bool())
+    process.sample(None, shape, cond, first_level_only, lambda step: torch.zeros(shape), steps=g.steps)
+
+
 def _build_networks(run: Run) -> None:
     """Build both networks without memory: options that do not fit each other are refused before anything runs."""
     some = Schema((Covariate("age"),))
+
+    def some_codec() -> None:
+        try:
+            build_codec(run.codec_kind(), 1, 2)
+        except InputError:
+            build_codec(run.codec_kind(), 1, 0)  # a kind without labels: the cohort may have none
+
     for section, build in (
-        ("autoencoder.options", lambda: build_codec(run.codec_kind(), 1, 2)),
+        ("autoencoder.options", some_codec),
         ("diffusion.network_options", lambda: build_network(run.network_kind(), 1, some)),
     ):
         try:
@@ -169,8 +268,18 @@ def _build_networks(run: Run) -> None:
             raise InputError(f"{section} do not make a network ({reason}); mend them") from None
 
 
-def schedule_of(t: TrainingConfig) -> Schedule:
-    """A config section as the loop takes it."""
+def schedule_of(t: TrainingConfig, profiles: tuple[str, ...] = ("long",)) -> Schedule:
+    """A config section as the loop takes it, with the averages to be kept."""
     return Schedule(
-        t.steps, t.minutes, t.warmup, t.clip, t.precision, t.log_every, t.validate_every, t.checkpoint_seconds
+        steps=t.steps,
+        minutes=t.minutes,
+        warmup=t.warmup,
+        clip=t.clip,
+        precision=t.precision,
+        log_every=t.log_every,
+        validate_every=t.validate_every,
+        checkpoint_seconds=t.checkpoint_seconds,
+        accumulate=t.accumulate,
+        rollbacks=t.rollbacks,
+        profiles=profiles,
     )

@@ -3,6 +3,14 @@
 import torch
 from torch import nn
 
+GAMMAS = {"long": 6.94, "short": 16.97}
+"""Profiles: the last 10% of the training so far (sigma_rel 0.10), or the last 5% (0.05)."""
+
+
+def key(name: str, profile: str) -> str:
+    """Under which name a profile's average of a module is kept."""
+    return name if profile == "long" else f"{name}@{profile}"
+
 
 class Ema:
     """Power-function EMA (Karras et al. 2024, arXiv:2312.02696, equation 124 ff.).

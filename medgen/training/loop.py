@@ -1,21 +1,31 @@
-"""The one training loop. A task's step yields (loss, optimiser name) pairs; everything else is here."""
+"""The one training loop. A task's step yields (loss, optimiser name) pairs; everything else is here.
+
+Under ``torchrun`` every process runs it; see :mod:`medgen.training.distributed`. A step whose loss or gradient is not
+finite, or whose loss has exploded, is not applied: the training goes back to its last good state, written every
+``GOOD_EVERY`` steps, with half the learning rate. Which states those are depends on the step alone, and the checkpoint
+names the one in force, so a killed training repeats even that.
+"""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from medgen.errors import InputError
-from medgen.training import checkpoint
+from medgen.training import checkpoint, ema
+from medgen.training.distributed import World, world
 from medgen.training.ema import Ema
 from medgen.training.log import TrainingLog
 from medgen.training.precision import autocast
+from medgen.training.watch import DivergedError, Watch, drop_goods, good_path, judged
+
+GOOD_EVERY = 250
 
 Progress = Callable[[int, int, str], None]
 """(done, total, remark) -> None; drawn by the caller."""
@@ -24,19 +34,42 @@ Progress = Callable[[int, int, str], None]
 class Task(Protocol):
     """What is trained."""
 
-    modules: Mapping[str, nn.Module]
-    optimisers: Mapping[str, torch.optim.Optimizer]
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What is trained, by name."""
+        ...
 
-    def step(self, step: int) -> Iterator[tuple[torch.Tensor, str, Mapping[str, torch.Tensor]]]:
-        """Yield (loss, name of the optimiser to step, figures to log), once or more; all of it in autocast."""
+    @property
+    def optimisers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """What steps it, by name."""
+        ...
+
+    def step(self, step: int, share: float) -> Iterator[tuple[torch.Tensor, str, Mapping[str, torch.Tensor]]]:
+        """Yield (loss, name of the optimiser to step, figures to log), once or more; all of it in autocast.
+
+        ``share`` of the training lies behind, in [0, 1). Where gradients are accumulated over k batches, this is
+        called k times a step, with consecutive numbers. The first loss of a step is the one watched for divergence.
+        """
         ...
 
     def validate(self, averages: Mapping[str, Ema]) -> Mapping[str, float]:
-        """Figures of the averaged weights on held-out cases."""
+        """Figures of the averaged weights on held-out cases; ``averages`` by :func:`medgen.training.ema.key`."""
         ...
 
     def panel(self, averages: Mapping[str, Ema]) -> np.ndarray | None:
         """A picture (H, W, 3) uint8 of how it goes, or None."""
+        ...
+
+
+class Keeper(Protocol):
+    """Keeps the weights of a training that are worth most, which need not be the last."""
+
+    def starts(self, step: int) -> None:
+        """The training goes on from ``step``: what was kept of later steps counts no more."""
+        ...
+
+    def see(self, step: int, averages: Mapping[str, Ema], figures: Mapping[str, float], *, last: bool) -> bool:
+        """Judge a validation's figures; True where its weights were kept."""
         ...
 
 
@@ -53,6 +86,10 @@ class Schedule:
         log_every: steps between log lines.
         validate_every: steps between validations and panels.
         checkpoint_seconds: seconds between checkpoints.
+        accumulate: batches whose gradients are averaged into one step.
+        rollbacks: how often a diverged training may go back to its last good state, at half the learning rate each
+            time, before it is given up.
+        profiles: of the averages, see :data:`medgen.training.ema.GAMMAS`.
     """
 
     steps: int
@@ -63,6 +100,9 @@ class Schedule:
     log_every: int = 20
     validate_every: int = 250
     checkpoint_seconds: float = 60.0
+    accumulate: int = 1
+    rollbacks: int = 3
+    profiles: tuple[str, ...] = ("long",)
 
     def share(self, step: int, seconds: float) -> float:
         """How much of the training lies behind, in [0, 1]."""
@@ -88,49 +128,99 @@ class _Clock:
 
 
 def train(
-    task: Task, folder: Path, schedule: Schedule, device: torch.device, on_progress: Progress | None = None
+    task: Task,
+    folder: Path,
+    schedule: Schedule,
+    device: torch.device,
+    on_progress: Progress | None = None,
+    *,
+    keeper: Keeper | None = None,
 ) -> dict[str, Ema]:
     """Train until the schedule's end and return the averaged weights.
 
-    Resumes from ``folder/checkpoint.safetensors`` where it is there. A loss or gradient that is not finite stops the
-    training within the step, before any weight is touched, leaving the last checkpoint.
+    Resumes from ``folder/checkpoint.safetensors`` where it is there.
+
+    Args:
+        task: what is trained.
+        folder: for checkpoints, log and panels.
+        schedule: how long and how fast.
+        device: where the modules are.
+        on_progress: called with (done, total, remark).
+        keeper: told of every validation.
 
     Raises:
-        InputError: the training diverged.
+        InputError: the training diverged, ``schedule.rollbacks`` times over.
     """
-    averages = {name: Ema(module) for name, module in task.modules.items()}
+    here = world(device)
+    here.share_start(task.modules.values())
+    averages = {
+        ema.key(name, profile): Ema(module, ema.GAMMAS[profile])
+        for name, module in task.modules.items()
+        for profile in schedule.profiles
+    }
     path = folder / "checkpoint.safetensors"
-    step, clock = 0, _Clock()
+    step, clock, watch = 0, _Clock(), Watch()
     if path.exists():
         saved = checkpoint.load(path, task.modules, averages, task.optimisers)
         step, clock = int(saved["step"]), _Clock(before=float(saved["seconds"]))
+        watch = Watch.from_json(saved["watch"]) if "watch" in saved else watch
+    here.wait()
+    if here.first:
+        drop_goods(folder, [watch.good] if path.exists() else [])
     base = {name: [g["lr"] for g in o.param_groups] for name, o in task.optimisers.items()}
-    log = TrainingLog(folder, resume_at=step)
+    log = TrainingLog(folder, resume_at=step) if here.first else None
+    if keeper:
+        keeper.starts(step)
     saved_at = time.monotonic()
     figures: dict[str, list[torch.Tensor]] = {}
 
-    def keep() -> None:
-        progress = {"step": step, "seconds": clock.seconds}
-        checkpoint.save(path, task.modules, averages, task.optimisers, progress)
+    def keep(where: Path) -> None:
+        progress = {"step": step, "seconds": clock.seconds, "watch": watch.to_json()}
+        checkpoint.save(where, task.modules, averages, task.optimisers, progress)
 
     # The clock is read once a step: the step that sees the end is the one that logs, validates and saves.
-    now = clock.seconds
+    now = here.agree(clock.seconds)
     while schedule.share(step, now) < 1.0:
-        rate = schedule.rate(step, now)
+        if step == 0 or (step % GOOD_EVERY == 0 and watch.calm):
+            watch.good = step
+            if here.first and not good_path(folder, step).exists():
+                keep(good_path(folder, step))
+        rate = schedule.rate(step, now) * watch.rate
         for name, optimiser in task.optimisers.items():
             for group, lr in zip(optimiser.param_groups, base[name], strict=True):
                 group["lr"] = lr * rate
-        with autocast(device, schedule.precision):
-            for loss, name, parts in task.step(step):
-                _apply(loss, task.optimisers[name], schedule.clip, step, path)
-                for key, value in parts.items():
-                    figures.setdefault(key, []).append(value.detach())
+        try:
+            loss = _step(task, step, schedule, schedule.share(step, now), device, watch, figures, here)
+        except DivergedError as reason:
+            good = good_path(folder, watch.good)
+            if watch.rollbacks >= schedule.rollbacks or not good.exists():
+                tried = f", after going back {watch.rollbacks} times" if watch.rollbacks else ""
+                raise InputError(
+                    f"the training in {folder} diverged at step {step} ({reason}){tried}; lower its learning_rate"
+                ) from None
+            watch = Watch.from_json({**_restored(task, averages, good), "rollbacks": watch.rollbacks + 1})
+            step, now = watch.good, here.agree(clock.seconds)
+            figures.clear()
+            if keeper:
+                keeper.starts(step)
+            if log:
+                log.close()
+                log = TrainingLog(folder, resume_at=step)
+                log.scalars(step, {"rollback": watch.rollbacks})
+                if on_progress:
+                    done = round(1000 * schedule.share(step, now))
+                    on_progress(done, 1000, f"diverged ({reason}), back to step {step} at half the learning rate")
+            continue
+        watch.add(loss)
         step += 1
         for name, module in task.modules.items():
-            averages[name].update(module, step)
-        now = clock.seconds
+            for profile in schedule.profiles:
+                averages[ema.key(name, profile)].update(module, step)
+        now = here.agree(clock.seconds)
         share = schedule.share(step, now)
         last = share >= 1.0
+        if log is None:
+            continue
         if step % schedule.log_every == 0 or last:
             means = {key: float(torch.stack(values).float().mean()) for key, values in figures.items()}
             log.scalars(step, {**means, "rate": rate, "seconds": now})
@@ -138,30 +228,78 @@ def train(
             if on_progress:
                 remark = ", ".join(f"{k} {v:.4f}" for k, v in means.items())
                 on_progress(round(1000 * share), 1000, f"step {step}: {remark}")
+        kept = False
         if step % schedule.validate_every == 0 or last:
-            log.scalars(step, {f"val_{k}": v for k, v in task.validate(averages).items()})
+            found = task.validate(averages)
+            log.scalars(step, {f"val_{k}": v for k, v in found.items()})
             picture = task.panel(averages)
             if picture is not None:
                 log.panel(step, "panel", picture)
-        if time.monotonic() - saved_at > schedule.checkpoint_seconds or last:
-            keep()
+            kept = keeper is not None and keeper.see(step, averages, found, last=last)
+        # What was kept must not be newer than what a killed training goes on from.
+        if time.monotonic() - saved_at > schedule.checkpoint_seconds or last or kept:
+            keep(path)
+            drop_goods(folder, [] if last else [watch.good])
             saved_at = time.monotonic()
-    log.close()
-    if on_progress:
+    if log:
+        log.close()
+    here.wait()
+    if on_progress and here.first:
         on_progress(1000, 1000, f"{step} steps in {clock.seconds:.0f} s")
     return averages
 
 
-def _apply(loss: torch.Tensor, optimiser: torch.optim.Optimizer, clip: float, step: int, path: Path) -> None:
-    """One optimiser step, refused where the loss or its gradient is not finite."""
-    optimiser.zero_grad(set_to_none=True)
-    with torch.autocast(loss.device.type, enabled=False):
-        loss.backward()
-        parameters = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-    if not torch.isfinite(norm) or not torch.isfinite(loss):
-        raise InputError(
-            f"training diverged at step {step} (loss {loss.item():.3g}, gradient {norm.item():.3g}); lower "
-            f"learning_rate and run again: it goes on from {path} where that exists"
-        )
+def _step(
+    task: Task,
+    step: int,
+    schedule: Schedule,
+    share: float,
+    device: torch.device,
+    watch: Watch,
+    figures: dict[str, list[torch.Tensor]],
+    here: World,
+) -> float:
+    """One step of each optimiser over its accumulated batches; returns the mean of the losses that lead.
+
+    Raises:
+        DivergedError: before the weights of the optimiser concerned are touched.
+    """
+    k = schedule.accumulate
+    first = math.nan
+    losses: dict[str, list[torch.Tensor]] = {}
+    for part in range(k):
+        with autocast(device, schedule.precision):
+            for loss, name, parts in task.step(k * step + part, share):
+                optimiser = task.optimisers[name]
+                if name not in losses:
+                    optimiser.zero_grad(set_to_none=True)
+                losses.setdefault(name, []).append(loss.detach())
+                with torch.autocast(device.type, enabled=False):
+                    (loss / k if k > 1 else loss).backward()
+                    if part == k - 1:
+                        mean = here.mean(torch.stack(losses[name]).float().mean())
+                        leads = name == next(iter(losses))
+                        value = _apply(optimiser, mean, schedule.clip, watch, here, leads=leads)
+                        first = value if leads else first
+                for key, figure in parts.items():
+                    figures.setdefault(key, []).append(figure.detach())
+    here.average_buffers(task.modules)
+    return first
+
+
+def _apply(
+    optimiser: torch.optim.Optimizer, loss: torch.Tensor, clip: float, watch: Watch, here: World, *, leads: bool
+) -> float:
+    """Clip and step, unless the loss or its gradient says that the training has diverged."""
+    parameters = [p for g in optimiser.param_groups for p in g["params"] if p.requires_grad]
+    here.average_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], clip)
+    value = judged(watch, loss, norm, leads=leads)
     optimiser.step()
+    return value
+
+
+def _restored(task: Task, averages: Mapping[str, Ema], path: Path) -> Mapping[str, Any]:
+    """Load a good state; returns its watch."""
+    raw: Mapping[str, Any] = checkpoint.load(path, task.modules, averages, task.optimisers)["watch"]
+    return raw

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from medgen.errors import InputError
+from medgen.training.distributed import local_device
 
 
 def device_of(name: str) -> torch.device:
@@ -14,9 +15,9 @@ def device_of(name: str) -> torch.device:
         InputError: the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return local_device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = local_device(name)
     except RuntimeError:
         raise InputError(f"device '{name}' is none of auto, cpu, cuda, cuda:N and mps") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):

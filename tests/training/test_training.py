@@ -25,7 +25,7 @@ class Line:
         self.optimisers = {"net": torch.optim.AdamW(self.net.parameters(), lr=0.05)}
         self.die_at, self.nan_at, self.steps = die_at, nan_at, []
 
-    def step(self, step):
+    def step(self, step, share):
         if step == self.die_at:
             raise KeyboardInterrupt
         self.steps.append(step)

@@ -1,0 +1,32 @@
+"""How much memory a network may take."""
+
+import os
+from pathlib import Path
+
+import torch
+
+GPU_SHARE = 0.8
+CPU_SHARE = 0.25
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def budget_bytes(device: torch.device) -> int:
+    """Bytes that activations may take on a device.
+
+    On a GPU a share of what is free. On a CPU a share of what the machine (or its container) has, free or not: the
+    size of tiles follows from it, and a sample must not depend on what else runs at the time.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(GPU_SHARE * (free + idle))
+    return int(CPU_SHARE * _machine_bytes())
+
+
+def _machine_bytes() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _LIMITS:
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdigit():
+            total = min(total, int(text))
+    return total

@@ -1,0 +1,131 @@
+"""Stage latents."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from medgen.cohort.schema import volume_column
+from medgen.models import tiling
+from medgen.prepare.grid import GeometryRecord
+from medgen.prepare.padding import reached
+from medgen.stages.ancestor import start_statistics
+from medgen.stages.codec import trained_codec
+from medgen.stages.run import Run
+from medgen.store.augment import Augmentation
+from medgen.store.latents import Latents, LatentStatistics
+from medgen.store.patches import Kind, PatchSampler
+
+_APART = 2**16  # copies of a case are keyed so that asking for more of them changes none
+
+
+@dataclass(frozen=True)
+class _Encodable:
+    """A case, or an augmented copy of it: tensors (1, ...) on the device.
+
+    Attributes:
+        copy: 0 for the case itself.
+        image: (1, C, X, Y, Z) float32.
+        label: (1, X, Y, Z) int64, -1 where a case has none; None for a cohort without labels.
+        reached: (1, 1, X, Y, Z) float32, 1 where the case's files reach.
+        volumes_ml: of the label, where it was measured again.
+    """
+
+    copy: int
+    image: torch.Tensor
+    label: torch.Tensor | None
+    reached: torch.Tensor
+    volumes_ml: Mapping[str, float] | None
+
+    def mirrored(self) -> "_Encodable":
+        """Left for right."""
+        label = None if self.label is None else self.label.flip(1)
+        return replace(self, image=self.image.flip(2), label=label, reached=self.reached.flip(2))
+
+
+@torch.no_grad()
+def latents(run: Run) -> None:
+    """Encode every case, its augmented copies where it is a training case, and the mirror images where asked."""
+    codec, store, c = trained_codec(run), run.store, run.config.latents
+    means, logvars, there = [], [], []
+    cases, mirrored, copies, volumes = [], [], [], []
+    training = set(run.train_cases())
+    for i in range(len(store.cases)):
+        for one in _encodables(run, i, c.copies if i in training else 0):
+            for side in (one, one.mirrored()) if c.mirror else (one,):
+                posterior = tiling.encode(codec, side.image, side.label, tile=c.tile)
+                means.append(posterior.mean[0].float().cpu().numpy())
+                logvars.append(posterior.logvar[0].float().cpu().numpy())
+                # A latent is padding where all of its voxels are.
+                there.append(F.max_pool3d(side.reached, codec.stride)[0, 0].bool().cpu().numpy())
+                cases.append(i)
+                mirrored.append(side is not one)
+                copies.append(one.copy)
+                volumes.append(one.volumes_ml)
+        run.progress("latents", i + 1, len(store.cases), "cases")
+    mean, logvar = np.stack(means), np.stack(logvars)
+    rows = [r for r, i in enumerate(cases) if i in training]
+    Latents.write(
+        run.folder / "latents",
+        mean,
+        logvar,
+        cases,
+        mirrored,
+        start_statistics(run) or LatentStatistics.measure(mean[rows], logvar[rows]),
+        copies=copies,
+        volumes_ml=volumes,
+        reached=np.stack(there),
+    )
+
+
+def _encodables(run: Run, i: int, copies: int) -> Iterator[_Encodable]:
+    """A case and its augmented copies, each a pure function of (seed, case, number)."""
+    store, device, augment = run.store, run.device, run.config.latents.augment.values()
+    case = store.cases[i]
+    image = torch.from_numpy(np.asarray(store.image(i), dtype=np.float32))[None].to(device)
+    label = None
+    if len(store.label_values) > 1:
+        ids = store.label(i).astype(np.int16) if case.has_label else np.full(store.shape, -1, dtype=np.int16)
+        label = torch.from_numpy(ids)[None, None].to(device)
+    mask = reached(GeometryRecord.from_json(case.geometry))
+    seen = torch.from_numpy(mask.astype(np.uint8))[None, None].to(device)
+    yield _Encodable(0, image, None if label is None else label[:, 0].long(), seen.float(), None)
+    if not copies or augment is None:
+        return
+    arrays: list[tuple[torch.Tensor, Kind]] = [(image, "image"), (seen, "label")]
+    arrays += [] if label is None else [(label, "label")]
+    sampler = PatchSampler(
+        [a for a, _ in arrays],
+        store.shape,
+        1,
+        seed=run.config.seed,
+        kinds=[kind for _, kind in arrays],
+        augmentation=Augmentation(**augment, spacing_mm=store.spacing_mm),
+    )
+    for k in range(1, copies + 1):
+        made, where, *ids_ = sampler(_APART * i + k).arrays
+        new = ids_[0][:, 0] if ids_ else None
+        volumes = _volumes_again(run, i, label, new) if case.has_label else None
+        yield _Encodable(k, made.clamp(-1.0, 1.0), new, where.float(), volumes)
+
+
+def _volumes_again(
+    run: Run, i: int, before: torch.Tensor | None, after: torch.Tensor | None
+) -> Mapping[str, float] | None:
+    """Label volumes in ml of an augmented copy: the case's own, by how its label's voxels became more or fewer.
+
+    The case's own were measured on its files; the ratio keeps what the prepared grid rounds away.
+    """
+    if before is None or after is None:
+        return None
+    case, names = run.store.cases[i], run.store.label_names
+    old, new = (torch.bincount(t.flatten().long(), minlength=len(names)).tolist() for t in (before, after))
+    voxel_ml = GeometryRecord.from_json(case.geometry).voxel_ml
+    volumes = {}
+    for k, name in enumerate(names):
+        own = case.covariates.get(volume_column(name))
+        if k and isinstance(own, int | float):
+            volumes[volume_column(name)] = round(own * new[k] / old[k] if old[k] else new[k] * voxel_ml, 6)
+    return volumes

@@ -1,0 +1,60 @@
+"""The gate between the codec and what is trained on its latents."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from medgen.errors import BoundError, InputError
+from medgen.evaluation import codec_quality
+from medgen.evaluation.codec_quality import Thresholds
+from medgen.files import read_json
+from medgen.stages.run import Run
+
+
+def thresholds(run: Run) -> Thresholds:
+    """The config's bounds on the codec.
+
+    Raises:
+        InputError: a bound names a label that the cohort has not.
+    """
+    bounds = Thresholds(**run.config.autoencoder.accept.model_dump(exclude={"sizes_ml"}))
+    known = run.store.label_names[1:]
+    for label, key in bounds.labels().items():
+        if label not in known:
+            near = difflib.get_close_matches(label, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f" (it has: {', '.join(known) or 'none'})"
+            raise InputError(f"autoencoder.accept.{key}: the cohort has no label '{label}'{hint}")
+    if bounds.about_labels() and not known:
+        raise InputError(f"autoencoder.accept.{bounds.about_labels()[0]}: the cohort has no labels; remove the key")
+    return bounds
+
+
+def figures(run: Run) -> Mapping[str, Any]:
+    """What stage quality measured, without the single cases."""
+    found = read_json(run.folder / "autoencoder" / codec_quality.JSON)
+    return {key: value for key, value in found.items() if key != "each"}
+
+
+def shortfall(run: Run) -> list[str]:
+    """The bounds that the codec misses."""
+    return codec_quality.missed(figures(run), thresholds(run))
+
+
+def gate(run: Run) -> None:
+    """Stop a run whose codec is below its thresholds, unless it is forced.
+
+    Raises:
+        BoundError: naming each figure, where they are, and the ways on.
+    """
+    said = shortfall(run)
+    if said and not run.force:
+        measured = figures(run)
+        whose = f"{measured['cases']} {'held-out' if measured['held_out'] else 'training'} cases"
+        page = run.folder / "autoencoder" / codec_quality.PAGE
+        raise BoundError(
+            f"the codec is below its thresholds on {whose}: {'; '.join(said)} (figures and the worst case in {page}); "
+            "train it longer (autoencoder.training), change its options, lower autoencoder.accept, or go on with "
+            "--force"
+        )
+    if said:
+        run.progress("quality", 1, 1, f"below its thresholds, goes on by --force: {'; '.join(said)}")

@@ -1,0 +1,1 @@
+"""Distillation: a student that needs a few evaluations where its teacher needs many; one objective a file."""
