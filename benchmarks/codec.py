@@ -50,12 +50,12 @@ FINE_AND_LARGE = 100
 Reconstruct = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
 
 
-def prepared(data: Path, folder: Path, spacing_mm: float | None) -> Prepared:
+def prepared(data: Path, folder: Path, spacing_mm: float | None, stride: int = 8) -> Prepared:
     """The cohort on one grid, with a fifth of its subjects held out."""
     cohort = split(read_cohort(data), validation=0.2, seed=0)
-    store = prepare_cohort(cohort, folder, PrepareOptions(spacing_mm=spacing_mm, stride=8), workers=2)
+    store = prepare_cohort(cohort, folder, PrepareOptions(spacing_mm=spacing_mm, stride=stride), workers=2)
     if spacing_mm is None and max(store.shape) > FINE_AND_LARGE:
-        store = prepare_cohort(cohort, folder, PrepareOptions(spacing_mm=2.0, stride=8), workers=2)
+        store = prepare_cohort(cohort, folder, PrepareOptions(spacing_mm=2.0, stride=stride), workers=2)
     return store
 
 

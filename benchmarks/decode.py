@@ -4,8 +4,8 @@
 
 Each network decodes in a process of its own, so that the peak is its own: the process's largest resident set less what
 it held with everything imported, the weights in place and the latent drawn. "whole" is the network's own decode in one
-piece; "tiled" is medgen's within a quarter of the whole's estimate. Weights are random, which changes neither. Tiled
-and whole are compared in a third process, in units of the whole image's range. MONAI's network is the one of the brain
+piece; "tiled" is medgen's within a quarter of the whole's estimate. Weights are random, which changes neither. The
+difference of the two images is in units of the whole one's range. MONAI's network is the one of the brain
 LDM (Pinaya et al. 2022): widths 64, 128, 128, 128, two residual blocks a level, 32 groups, 3 latent channels at stride
 8, no attention, decoded whole as its authors do. Ours is the kind ``wavelet`` at its default width, as the pipeline
 decodes it: whole where the machine's memory allows.
@@ -18,15 +18,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from medgen.files import write_json
 from medgen.models import published_kl, tiling, wavelet
+from medgen.models.chain import Chained
 from medgen.models.codec import Codec
 
 SIDES = ("ours", "monai")
-TIMES = 3
 
 
 def peak_mb() -> float:
@@ -45,27 +47,31 @@ def network(side: str) -> Codec:
     return codec.eval().requires_grad_(False)
 
 
-def measure(side: str, how: str, shape: tuple[int, ...]) -> dict[str, float]:
-    """What one process reports of decoding ``whole``, ``tiled``, or the difference of the two (``compare``)."""
+def measure(side: str, how: str, shape: tuple[int, ...], path: Path) -> dict[str, float]:
+    """Decode in one way, leave the image at ``path``, and report memory and time."""
     codec = network(side)
     latent = torch.randn(1, codec.latent_channels, *(n // codec.stride for n in shape))
-    links = codec.decoding().links  # type: ignore[operator]
-    budget = tiling.whole_bytes(links, latent.shape[2:]) // 4
+    assert isinstance(codec, Chained)
+    budget = tiling.whole_bytes(codec.decoding().links, latent.shape[2:]) // 4
+    out = torch.empty(0)
     with torch.no_grad():
         codec.decode(latent[..., :2, :2, :2])  # what libraries set up on first use
-        base = peak_mb()
-        if how == "compare":
-            whole = codec.decode(latent).image
-            parts = tiling.decode(codec, latent, budget=budget).image
-            return {"difference": float((parts - whole).abs().max() / (whole.max() - whole.min()))}
-        seconds = []
-        for _ in range(TIMES if how == "whole" and side == "ours" else 1):
-            began = time.perf_counter()
-            out = codec.decode(latent) if how == "whole" else tiling.decode(codec, latent, budget=budget)
-            seconds.append(time.perf_counter() - began)
-            assert tuple(out.image.shape[2:]) == shape
-            del out
-    return {"base_mb": base, "peak_mb": peak_mb() - base, "seconds": min(seconds)}
+        base, began = peak_mb(), time.perf_counter()
+        out = codec.decode(latent).image if how == "whole" else tiling.decode(codec, latent, budget=budget).image
+        seconds, peak = time.perf_counter() - began, peak_mb()
+    assert tuple(out.shape[2:]) == shape
+    np.save(path, out.numpy())
+    return {"base_mb": base, "peak_mb": peak - base, "seconds": seconds}
+
+
+def _child(command: list[str]) -> dict[str, float]:
+    """Run one measurement in a process of its own."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed, most likely for memory"])[-1]
+        raise SystemExit(f"{' '.join(command[-4:-1])}: ended with {done.returncode}: {last}")
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(160, 224, 160))
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--one", nargs=2, metavar=("SIDE", "HOW"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = tuple(args.shape)
     if any(n % 8 for n in shape):
@@ -82,7 +88,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.one:
-        print(json.dumps(measure(*args.one, shape)))
+        side, how, path = args.one
+        print(json.dumps(measure(side, how, shape, Path(path))))
         return
     command = [sys.executable, __file__, "--shape", *map(str, shape)]
     command += ["--threads", str(args.threads)] if args.threads else []
@@ -90,14 +97,10 @@ def main() -> None:
     print(f"{'':14}{'base MB':>10}{'peak MB':>10}{'seconds':>10}{'tiled - whole':>16}")
     result: dict[str, dict[str, float]] = {}
     for side in SIDES:
-        found: dict[str, dict[str, float]] = {}
-        for how in ("whole", "tiled", "compare"):
-            done = subprocess.run([*command, "--one", side, how], capture_output=True, text=True)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["killed, most likely for memory"])[-1]
-                raise SystemExit(f"{side}, {how}: process ended with {done.returncode}: {last}")
-            found[how] = json.loads(done.stdout)
-        difference = found["compare"]["difference"]
+        with TemporaryDirectory() as folder:
+            found = {how: _child([*command, "--one", side, how, f"{folder}/{how}.npy"]) for how in ("whole", "tiled")}
+            whole, tiled = (np.load(f"{folder}/{how}.npy", allow_pickle=False) for how in ("whole", "tiled"))
+            difference = float(np.abs(tiled - whole).max() / np.ptp(whole))
         for how in ("whole", "tiled"):
             row = found[how]
             print(

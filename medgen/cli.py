@@ -113,11 +113,13 @@ def _experiment(
     from medgen.config import load
     from medgen.progress import Display
     from medgen.summary import summary
+    from medgen.training.distributed import leave
 
     experiment = load(config, tuple(overrides or ()))
     folder = out or experiment.runs / experiment.name
     with Display() as display:
         report = pipeline.run_experiment(experiment, folder=folder, until=until, force=force, on_progress=display)
+    leave()
     if int(os.environ.get("RANK", "0")):
         return  # under torchrun the first process speaks
     if not report:
@@ -262,6 +264,7 @@ def generate(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time; 1 is exactly reproducible.")] = 1,
+    writers: Annotated[int | None, typer.Option(min=1, help="Threads that write while the next are drawn.")] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Voxels decoded at once, along each axis.")] = None,
     space: Annotated[str, typer.Option(help="native: a training case's grid; grid: the model's.")] = "native",
     text_encoder: Annotated[
@@ -278,7 +281,7 @@ def generate(
     from medgen.generation.dataset import Shard
     from medgen.generation.dataset import generate as write_dataset
     from medgen.generation.generator import Generator, steered
-    from medgen.progress import Display
+    from medgen.progress import Display, Rate
 
     if space not in ("native", "grid"):
         raise InputError(f"--space is native or grid, not '{space}'")
@@ -301,6 +304,7 @@ def generate(
         balance=balance,
         force=force,
     )
+    rate = Rate("samples")
     with Display() as display:
         outcome = write_dataset(
             generator,
@@ -310,13 +314,15 @@ def generate(
             seed=seed,
             shard=part,
             format=format,
-            on_progress=lambda done, total: display("generate", done, total, "samples"),
+            writers=writers,
+            on_progress=lambda done, total: display("generate", done, total, rate(done, total)),
         )
         if outcome.made or (outcome.found and not (out / NAME).exists()):
             write_contact_sheet(out, out / NAME, format=format)
     if outcome.beyond:
         print(f"extrapolation: {outcome.beyond} of {outcome.made} samples", file=sys.stderr)
-    print(f"{outcome.made} samples made, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
+    pace = f" ({outcome.pace()})" if outcome.made else ""
+    print(f"{outcome.made} samples made{pace}, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
 
 
 def parse_steering(words: list[str]) -> tuple[dict[str, Any], ...]:
@@ -379,7 +385,8 @@ def model_distil(
             device=device,
             on_progress=lambda done, total, remark: display("distil", done, total, remark),
         )
-    print(f"model folder {out}: {distil.told(found)}")
+    if "rmse" in found:  # the first process of several measures it
+        print(f"model folder {out}: {distil.told(found)}")
 
 
 @model_app.command("show", epilog="Example: `medgen model show runs/phantom/model`")

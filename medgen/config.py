@@ -40,13 +40,18 @@ class PhantomConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Where the cohort comes from: a folder or table, or the phantom."""
+    """Where the cohort comes from: a folder or table, or the phantom.
+
+    ``folds`` is a number of folds, or an nnU-Net ``splits_final.json``: a model is then trained for each fold that has
+    seen none of its validation cases.
+    """
 
     root: Path | None = None
     phantom: PhantomConfig | None = None
     format: str | None = None
     options: Options = {}
     validation: Share = 0.2
+    folds: Annotated[int, Field(ge=2)] | Path | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -329,7 +334,10 @@ class DistilConfig(_Section):
 
 
 class GenerateConfig(_Section):
-    """The synthetic dataset; ``tile`` is that of :class:`LatentsConfig`, for decoding."""
+    """The synthetic dataset; ``tile`` is that of :class:`LatentsConfig`, for decoding.
+
+    ``writers`` threads compress and write while the next samples are drawn.
+    """
 
     n: Positive = 16
     where: str = ""
@@ -343,6 +351,7 @@ class GenerateConfig(_Section):
     guidance: Annotated[float, Field(ge=0)] = 1.0
     steering: tuple[Options, ...] = ()
     batch: Positive = 1
+    writers: Positive | None = None
     tile: Positive | None = None
     format: str = "bids"
     space: Literal["native", "grid"] = "native"

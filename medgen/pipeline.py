@@ -72,7 +72,7 @@ def _training(section: Any) -> Any:
 
 
 def _prepared(run: Run) -> Any:
-    source = run.config.data.model_dump(mode="json", exclude={"phantom", "root"})
+    source = run.config.data.model_dump(mode="json", exclude={"phantom", "root", "folds"})
     columns = run.config.covariates.schema_file
     schema = sha256_file(columns) if columns and columns.is_file() else None
     return {
@@ -121,7 +121,7 @@ def _distilled(run: Run) -> Any:
 def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
-    return [g.model_dump(mode="json", exclude={"batch", "n"}), chain.recorded(g.steering), table]
+    return [g.model_dump(mode="json", exclude={"batch", "n", "writers"}), chain.recorded(g.steering), table]
 
 
 STAGES = (

@@ -10,6 +10,32 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 _LINE_SECONDS = 15.0
 
 
+class Rate:
+    """How fast work goes and how long it will take, in words; the first call is the start."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> str:
+        """The remark for ``done`` of ``total``, such as ``samples, 0.52/s, 3 min left``."""
+        now = time.monotonic()
+        start, before = self._first = self._first or (now, done)
+        if done <= before or now <= start:
+            return self.what
+        speed = (done - before) / (now - start)
+        often = f"{speed:.2f}/s" if speed >= 1 else f"{60 * speed:.1f}/min"
+        left = f", {duration((total - done) / speed)} left" if done < total else ""
+        return f"{self.what}, {often}{left}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest fitting unit: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Display:
     """Callable as (stage, done, total, remark); a context manager."""
 

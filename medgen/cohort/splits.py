@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 from medgen.cohort.case import Case, Cohort
 from medgen.errors import InputError
@@ -80,6 +81,54 @@ def folds(cases: Iterable[Case], k: int, seed: int = 0) -> list[dict[str, str]]:
         }
         for j in range(k)
     ]
+
+
+def given(
+    cases: Iterable[Case], said: Sequence[Mapping[str, Sequence[str]]], said_in: Path
+) -> list[dict[str, str]]:
+    """Assignments that a file gives: in each fold a case it does not name is on the side ``test``, and so unused.
+
+    Args:
+        cases: of the cohort.
+        said: folds, each ``{"train": case ids, "val": case ids}``.
+        said_in: the file, for the message.
+
+    Raises:
+        InputError: fewer than 2 folds, an unknown case, a side that is empty, or a subject on both sides of a fold.
+    """
+    subject = {case.case_id: case.subject_id for case in cases}
+    if len(said) < 2:
+        raise InputError(f"{said_in} has {len(said)} folds; at least 2 are needed")
+    found = []
+    for number, fold in enumerate(said):
+        if unknown := next((i for side in ("train", "val") for i in fold[side] if i not in subject), None):
+            example = next(iter(subject), "none")
+            raise InputError(f"{said_in} names '{unknown}', which is no case of the cohort (they are such as {example})")
+        if not fold["train"] or not fold["val"]:
+            raise InputError(f"{said_in}: fold {number} needs cases to train and cases to validate")
+        if both := {subject[i] for i in fold["train"]} & {subject[i] for i in fold["val"]}:
+            raise InputError(f"{said_in}: fold {number} has cases of '{min(both)}' on both sides; keep a subject whole")
+        side = {i: name for name in ("train", "val") for i in fold[name]}
+        found.append({i: side.get(i, "test") for i in subject})
+    return found
+
+
+def within(cases: Iterable[Case], outer: Mapping[str, str], *, validation: float, seed: int) -> dict[str, str]:
+    """The sides that a fold's model is trained with: the fold's own validation cases are kept away from it altogether.
+
+    Which weights are kept is decided by held-out cases, and so these must be others: some of the fold's training
+    cases. Whatever else is not trained on in the fold is on the side ``test``.
+
+    Args:
+        cases: of the cohort.
+        outer: an assignment of :func:`folds` or :func:`given`.
+        validation: share of the training subjects that validate inside the fold.
+        seed: of the draw.
+    """
+    cases = list(cases)
+    # What the cohort fixed was for one split, not for these.
+    inside = [replace(case, split=None) for case in cases if outer[case.case_id] == "train"]
+    return {case.case_id: "test" for case in cases} | assign(inside, validation=validation, seed=seed)
 
 
 def _subjects(cases: Iterable[Case]) -> dict[str, list[Case]]:

@@ -16,6 +16,7 @@ from typing import Any
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
 from medgen.files import PARTIAL, read_json
+from medgen.formats import folds
 from medgen.formats.columns import cell_text, describe
 from medgen.formats.tables import tsv_text
 from medgen.formats.writer import DatasetInfo, Ledger, check_sample, refresh
@@ -98,7 +99,8 @@ class BidsWriter:
         table = tsv_text(["participant_id", *columns], [[f"sub-{i}", *row] for i, row in rows.items()])
         refresh(self.out / "dataset_description.json", _json(self._description()))
         refresh(self.out / "participants.tsv", table)
-        identifier = {"participant_id": {"Description": "synthetic subject; stands for no person"}}
+        who = "synthetic subject; stands for no person" if not self.info.real else "real or synthetic subject"
+        identifier = {"participant_id": {"Description": who}}
         refresh(self.out / "participants.json", _json(identifier | describe(self.info.schema)))
         if self.info.label_names:
             named = sorted(self.info.label_names.items())
@@ -110,15 +112,20 @@ class BidsWriter:
                 refresh(self.out / f"{tail}.json", _json({"SkullStripped": skull_stripped}))
             else:
                 unknown.append(f"**/*_{tail}.*")
+        folds.write_folds(self.out, self.info, sidecars, lambda sample_id: f"sub-{sample_id}")
+        lists = [folds.SPLITS, folds.DATALIST.format("*")] if self.info.splits else []
         # The contact sheet is for people, not for the validator.
-        refresh(self.out / ".bidsignore", "\n".join(["contact_sheet.png", *unknown]) + "\n")
-        refresh(self.out / "README.md", self._readme(len(sidecars)))
+        refresh(self.out / ".bidsignore", "\n".join(["contact_sheet.png", *lists, *unknown]) + "\n")
+        refresh(self.out / "README.md", self._readme(sidecars))
 
-    def _readme(self, n: int) -> str:
+    def _readme(self, sidecars: Mapping[str, Any]) -> str:
         labels = ", ".join(f"{i} {name}" for i, name in sorted(self.info.label_names.items())) or "none"
+        holds = f"{len(sidecars)} synthetic subjects, made by medgen; none of them is a person."
+        if self.info.real:
+            holds = f"{folds.told(self.info, sidecars)}."
         return (
             f"# {self.info.name}\n\n"
-            f"{n} synthetic subjects, made by medgen; none of them is a person.\n\n"
+            f"{holds}\n\n"
             f"- images: {', '.join(self._tails.values())} (`sub-*/anat/*.nii.gz`)\n"
             f"- labels: {labels} (`*_dseg.nii.gz`, names in `dseg.tsv`)\n"
             "- covariates: `participants.tsv`, described in `participants.json`\n"

@@ -16,11 +16,15 @@ from medgen.cohort.case import Case, Cohort, LabelFile, Source
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
 from medgen.files import inside
-from medgen.formats import folder
+from medgen.formats import folder, folds
 from medgen.formats.cells import safe_name
 from medgen.formats.folder import DATASET_JSON
 from medgen.formats.writer import SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
+
+
+BOUND = "training_of_one_fold"
+"""Cases that only some folds may see. Under a key of their own, a reader that knows no folds cannot leak them."""
 
 
 def detect(path: Path) -> bool:
@@ -54,8 +58,9 @@ def read(path: Path, *, include_test: bool = False, texts: Sequence[str] | None 
     if len(set(channels)) < len(channels):
         raise InputError(f'{said_in}: "modality" gives two channels the same name; rename one')
     names = _label_names(content, said_in)
+    listed = [key for key in ("training", BOUND) if key == "training" or key in content]
     entries: list[tuple[dict[str, Any], str | None]] = [
-        (entry, None) for entry in _entries(content, "training", said_in)
+        (entry, None) for key in listed for entry in _entries(content, key, said_in)
     ]
     tests = _entries(content, "test", said_in) if "test" in content else []
     entries += [(entry, "test") for entry in tests] if include_test else []
@@ -148,7 +153,7 @@ class DecathlonWriter:
 
     def write(self, sample: Sample) -> None:
         """See :meth:`medgen.formats.writer.Writer.write`."""
-        check_sample(sample, self.info, all_channels=True)
+        check_sample(sample, self.info, all_channels=True, own_ids=True)
         if self._ledger.is_committed(sample.sample_id):
             return
         (self.out / SIDECARS).mkdir(parents=True, exist_ok=True)  # marks the folder as medgen's
@@ -167,15 +172,19 @@ class DecathlonWriter:
         self._ledger.rebuild(self._manifests)
 
     def _manifests(self, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
-        training = []
+        training, bound, validates = [], [], folds.validating(self.info)
         for sample_id, sidecar in sidecars.items():
-            entry = {"image": f"./imagesTr/{sample_id}.nii.gz"}
-            if f"labelsTr/{sample_id}.nii.gz" in sidecar["files"]:
-                entry["label"] = f"./labelsTr/{sample_id}.nii.gz"
-            training.append(entry)
+            entry = folds.entry(sidecar)
+            if not self.info.splits:
+                training.append(entry)
+            elif folds.in_every_fold(self.info, sample_id):
+                training.append({**entry, "fold": validates.get(sample_id, folds.NEVER)})
+            else:
+                own = [n for n, fold in enumerate(self.info.splits) if sample_id in fold["train"]]
+                bound.append({**entry, "folds": own})
         content = {
             "name": self.info.name,
-            "description": "synthetic images and labels made by medgen; no case is a person",
+            "description": folds.told(self.info, sidecars),
             "tensorImageSize": "3D" if len(self.info.channels) == 1 else "4D",
             "modality": {str(i): c for i, c in enumerate(self.info.channels)},
             "labels": {"0": "background", **{str(v): n for v, n in sorted(self.info.label_names.items())}},
@@ -183,6 +192,8 @@ class DecathlonWriter:
             "numTest": 0,
             "training": training,
             "test": [],
+            **({BOUND: bound} if bound else {}),
         }
         folder.write_manifest(self.out / DATASET_JSON, content)
         folder.write_covariates(self.out, self.info, sidecars)
+        folds.write_folds(self.out, self.info, sidecars)

@@ -13,13 +13,14 @@ from medgen.cohort.case import Case, Cohort, LabelFile, Source
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
 from medgen.files import inside, read_json
-from medgen.formats import folder
+from medgen.formats import folder, folds
 from medgen.formats.cells import safe_name
 from medgen.formats.folder import DATASET_JSON
-from medgen.formats.writer import SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
+from medgen.formats.writer import LABEL_MAP, SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
 
-LABEL_MAP = "label_map.json"
+
+_SIDES = ("train", "val")
 
 
 def detect(path: Path) -> bool:
@@ -143,20 +144,33 @@ def _labels(root: Path, name: str, ending: str) -> dict[str, Source]:
 
 
 def _split(root: Path, fold: int, images: Mapping[str, Any]) -> dict[str, str]:
-    path = root / "splits_final.json"
+    path = root / folds.SPLITS
     if not path.is_file():
         return {}
-    folds = read_json(path)
-    if not isinstance(folds, list) or not all(isinstance(f, dict) and {"train", "val"} <= set(f) for f in folds):
-        raise InputError(f'{path} must be a list of folds with "train" and "val"; make it again with nnU-Net')
-    if not 0 <= fold < len(folds):
-        raise InputError(f"{path} has {len(folds)} folds; there is no fold {fold}")
-    split = {str(i): side for side in ("train", "val") for i in folds[fold][side]}
-    if set(folds[fold]["train"]) & set(folds[fold]["val"]):
-        raise InputError(f"{path}: fold {fold} has a case on both sides; make it again with nnU-Net")
+    found = read_splits(path)
+    if not 0 <= fold < len(found):
+        raise InputError(f"{path} has {len(found)} folds; there is no fold {fold}")
+    split = {i: side for side, ids in found[fold].items() for i in ids}
     if unknown := sorted(set(split) - set(images)):
         raise InputError(f"{path} names '{unknown[0]}', which is not in imagesTr; make it again with nnU-Net")
     return split
+
+
+def read_splits(path: Path) -> list[dict[str, tuple[str, ...]]]:
+    """nnU-Net's ``splits_final.json``: folds of case ids, each ``{"train": ids, "val": ids}``.
+
+    Raises:
+        InputError: not such a list, or a case on both sides of a fold.
+    """
+    said = read_json(path)
+    shaped = isinstance(said, list) and said
+    if not shaped or not all(isinstance(f, dict) and all(isinstance(f.get(s), list) for s in _SIDES) for f in said):
+        raise InputError(f'{path} must be a list of folds with "train" and "val"; make it again with nnU-Net')
+    found = [{side: tuple(str(i) for i in fold[side]) for side in _SIDES} for fold in said]
+    for number, fold in enumerate(found):
+        if set(fold["train"]) & set(fold["val"]):
+            raise InputError(f"{path}: fold {number} has a case on both sides; make it again with nnU-Net")
+    return found
 
 
 def open(out: Path, info: DatasetInfo) -> Writer:
@@ -178,7 +192,7 @@ class NnunetWriter:
         folder.check_free(out)
         self.out, self.info = out, info
         self.to_consecutive = {value: i for i, value in enumerate(sorted(info.label_names), start=1)}
-        self._ledger = folder_ledger(out)
+        self._ledger = folder_ledger(out, numbered=True)
         self.committed, self.uncommitted = self._ledger.committed, self._ledger.uncommitted
         self.sidecar, self.discard = self._ledger.sidecar, self._ledger.discard
         self._mapping = [
@@ -188,7 +202,7 @@ class NnunetWriter:
 
     def write(self, sample: Sample) -> None:
         """See :meth:`medgen.formats.writer.Writer.write`."""
-        check_sample(sample, self.info, all_channels=True)
+        check_sample(sample, self.info, all_channels=True, own_ids=True)
         if self._ledger.is_committed(sample.sample_id):
             return
         folder.write_manifest(self.out / SIDECARS / LABEL_MAP, {"labels": self._mapping})
@@ -211,7 +225,7 @@ class NnunetWriter:
         labels = {self.info.label_names[value]: new for value, new in self.to_consecutive.items()}
         content = {
             "name": self.info.name,
-            "description": "synthetic images and labels made by medgen; no case is a person",
+            "description": folds.told(self.info, sidecars),
             "channel_names": {str(i): c for i, c in enumerate(self.info.channels)},
             "labels": {"background": 0, **labels},
             "numTraining": len(sidecars),
@@ -219,6 +233,7 @@ class NnunetWriter:
         }
         folder.write_manifest(self.out / DATASET_JSON, content)
         folder.write_covariates(self.out, self.info, sidecars)
+        folds.write_folds(self.out, self.info, sidecars)
 
 
 def _renumbered(label: Volume, to_consecutive: Mapping[int, int], sample_id: str) -> Volume:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from medgen.cohort.schema import Schema
 from medgen.errors import InputError
 from medgen.files import read_json, write_json, write_text
 
-_SAMPLE_ID = re.compile(r"[A-Za-z0-9]+")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9]+")
+_CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class DatasetInfo:
         schema: of the covariates; its order is the order of the columns.
         generated_by: the BIDS ``GeneratedBy`` entry ("Name", "Version", ...); "SkullStripped" (default False) is
             taken out of it and written where BIDS wants it.
+        real: ids of the real cases, where the dataset holds any beside the synthetic ones.
+        splits: folds of a cross-validation, each ``{"train": ids, "val": ids}``; synthetic cases only ever train.
     """
 
     name: str
@@ -34,6 +37,8 @@ class DatasetInfo:
     label_names: Mapping[int, str]
     schema: Schema
     generated_by: Mapping[str, Any]
+    real: frozenset[str] = frozenset()
+    splits: tuple[Mapping[str, tuple[str, ...]], ...] = field(default=())
 
 
 class Writer(Protocol):
@@ -122,15 +127,22 @@ class Ledger:
             manifests({i: self.sidecar(i) for i in sorted(now)})
 
 
-def folder_ledger(root: Path) -> Ledger:
-    """The ledger of the ``imagesTr``/``labelsTr`` layouts: sidecars lie in ``medgen_sidecars/<id>.json``."""
-    folders = tuple(root / name for name in (SIDECARS, "imagesTr", "labelsTr"))
-    of_id = re.compile(r"(?:\.partial-\d+-)?([A-Za-z0-9]+)(?:_\d{4})?\.(?:json|nii\.gz)")
+def folder_ledger(root: Path, *, numbered: bool = False) -> Ledger:
+    """The ledger of the ``imagesTr``/``labelsTr`` layouts: sidecars lie in ``medgen_sidecars/<id>.json``.
+
+    Args:
+        root: of the dataset.
+        numbered: whether images end in the number of their channel.
+    """
+    nifti, number = r"\.nii\.gz", r"_\d{4}" if numbered else ""
+    endings = {SIDECARS: r"\.json", "imagesTr": number + nifti, "labelsTr": nifti}
+    of_id = {name: re.compile(rf"(?:\.partial-\d+-)?({_CASE_ID.pattern}){end}") for name, end in endings.items()}
 
     def found() -> Iterable[tuple[str, Path]]:
-        for folder in folders:
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if match := of_id.fullmatch(path.name):
+        for name, pattern in of_id.items():
+            for path in sorted((root / name).iterdir()) if (root / name).is_dir() else ():
+                match = pattern.fullmatch(path.name)
+                if match and path.name != LABEL_MAP:
                     yield match[1], path
 
     return Ledger(
@@ -142,16 +154,24 @@ def folder_ledger(root: Path) -> Ledger:
 
 
 SIDECARS = "medgen_sidecars"
+LABEL_MAP = "label_map.json"
 
 
-def check_sample(sample: Sample, info: DatasetInfo, *, all_channels: bool = False) -> None:
+def check_sample(sample: Sample, info: DatasetInfo, *, all_channels: bool = False, own_ids: bool = False) -> None:
     """Refuse a sample that the dataset cannot hold.
 
+    Args:
+        sample: to be written.
+        info: of the dataset.
+        all_channels: whether the layout needs every channel of every case.
+        own_ids: whether real cases keep ids with ``_``, ``-`` and ``.`` inside; else letters and digits only.
+
     Raises:
-        InputError: an id that is not letters and digits, unknown or missing channels, or grids that differ.
+        InputError: an id the layout does not take, unknown or missing channels, or grids that differ.
     """
     name = f"sample '{sample.sample_id}'"
-    if not _SAMPLE_ID.fullmatch(sample.sample_id):
+    pattern = _CASE_ID if own_ids and sample.sample_id in info.real else _PLAIN_ID
+    if not pattern.fullmatch(sample.sample_id):
         raise InputError(f"{name}: a sample id must be letters and digits only")
     unknown = set(sample.images) - set(info.channels)
     missing = set(info.channels) - set(sample.images) if all_channels else set()

@@ -1,6 +1,7 @@
 """A synthetic dataset on disk: resumable, sharded, every sample committed by its sidecar."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,12 @@ from medgen.errors import InputError
 from medgen.files import remove_partials
 from medgen.formats.detect import open_writer
 from medgen.formats.writer import DatasetInfo, Writer
+from medgen.generation.background import BackgroundWriter
+from medgen.generation.accept import Acceptance, Rejected, Tally, draw
+from medgen.generation.gates.panel import Gates
 from medgen.generation.generator import Generator, provenance
+from medgen.generation.model import ModelSpec
+from medgen.generation.left_out import LeftOut
 from medgen.sampling.noise import Key
 
 _SAMPLE = re.compile(r"syn\d{6,}")
@@ -53,27 +59,42 @@ class Outcome:
         made: samples made.
         removed: leftovers removed.
         beyond: in words, how many of the samples made leave the cohort by what; empty where none does.
+        seconds: that making them took.
+        waited_seconds: of these, waiting for the threads that write.
     """
 
     found: int
     made: int
     removed: int
     beyond: str = ""
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+
+    def pace(self) -> str:
+        """In words, how fast samples came and how much of that was waiting for writers; empty where none was made."""
+        if not self.made:
+            return ""
+        waited = 100 * self.waited_seconds / max(self.seconds, 1e-9)
+        return f"{self.seconds / self.made:.2f} s a sample, {waited:.1f}% of it waiting for writers"
 
 
 def dataset_info(generator: Generator) -> DatasetInfo:
     """What an exporter must know of the dataset."""
-    spec = generator.model.spec
+    return info_of(generator.model.spec, generator.model.sha256)
+
+
+def info_of(spec: ModelSpec, sha256: str) -> DatasetInfo:
+    """What an exporter must know of the dataset of a model that need not be loaded."""
     volumes = [volume_column(name) for name in spec.label_names[1:]]
     told = {*volumes, *spec.derived}
     columns: list[Covariate] = []
-    for c in generator.schema.covariates:
+    for c in Schema.from_json(spec.schema).covariates:
         columns.append(Covariate(f"requested_{c.name}", c.kind, c.unit) if c.name in told else c)
     columns += [Covariate(name, "continuous", "ml") for name in volumes]
     labels = dict(zip(spec.label_values[1:], spec.label_names[1:], strict=True))
     columns += [Covariate(name) for name in spec.derived]
     trained = dict(spec.trained_on)
-    about = {"model_sha256": generator.model.sha256, "trained_on": trained}
+    about = {"model_sha256": sha256, "trained_on": trained}
     about["SkullStripped"] = trained.get("skull_stripped", False)
     return DatasetInfo(f"{spec.name} synthetic", spec.channels, labels, Schema(tuple(columns)), about)
 
@@ -87,6 +108,8 @@ def generate(
     seed: int = 0,
     shard: Shard | None = None,
     format: str = "bids",
+    gates: Gates | None = None,
+    writers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Write samples 0 .. n - 1 (those of the shard) that are not there yet.
@@ -101,10 +124,13 @@ def generate(
         seed: of the dataset.
         shard: which part to make, all by default.
         format: kind of exporter.
-        on_progress: called with (done, total) of this shard.
+        gates: judge every draw; what they reject is drawn again, and left out where every attempt is rejected.
+        writers: threads that compress and write while the next samples are drawn.
+        on_progress: called with (done, total) of this shard, once before the first sample is drawn.
 
     Raises:
-        InputError: ``out`` holds samples of another model, seed, request or drawing.
+        BoundError: the gates reject most draws.
+        InputError: ``out`` holds samples of another model, seed, request, drawing or gates.
     """
     shard = shard or Shard()
     indices = list(shard.indices(n))
@@ -113,8 +139,12 @@ def generate(
     mine = set(keys)
     done = writer.committed()
     expected = {**provenance(generator.model.sha256, generator.drawing), "seed": seed, "plan": plan.describe()}
-    for sample_id in sorted(done):
-        _same_dataset(writer.sidecar(sample_id), expected, out)
+    expected["gate_setting"] = gates.recorded() if gates else None
+    left_out = LeftOut(out)
+    lost = left_out.records()
+    for sidecar in (*(writer.sidecar(sample_id) for sample_id in sorted(done)), *lost.values()):
+        _same_dataset(sidecar, expected, out)
+    done |= lost.keys()
     # Only what bears the name of a sample is ever removed, and with several shards only what is this one's to write.
     leftovers = {i for i in writer.uncommitted() if _SAMPLE.fullmatch(i)}
     if shard.count == 1:
@@ -125,25 +155,38 @@ def generate(
         writer.discard(sample_id)
     waiting = [k for sample_id, k in keys.items() if sample_id not in done]
     generator.require_texts(plan.requests)
-    made, batch = 0, generator.drawing.batch
+    made, missed, batch = 0, 0, generator.drawing.batch
+    tally = Tally(gates.setting.most) if gates else None
     beyond: Counter[str] = Counter()
-    for start in range(0, len(waiting), batch):
-        part = waiting[start : start + batch]
-        rows = [plan.row(key.index, seed) for key in part]
-        beyond.update(said for row in rows for said in row.extrapolation.split("; ") if said)
-        for sample in generator.draw(rows, part):
-            writer.write(replace(sample, sidecar={**sample.sidecar, "plan": expected["plan"]}))
-            made += 1
-        if on_progress:
-            on_progress(len(indices) - len(waiting) + made, len(indices))
-    writer.close()
+    begin = time.monotonic()
+    if on_progress:
+        on_progress(len(indices) - len(waiting), len(indices))
+    with BackgroundWriter(writer, writers) as background:
+        for start in range(0, len(waiting), batch):
+            part = waiting[start : start + batch]
+            rows = [plan.row(key.index, seed) for key in part]
+            beyond.update(said for row in rows for said in row.extrapolation.split("; ") if said)
+            drawn = draw(generator, gates, rows, part, tally.add) if gates and tally else generator.draw(rows, part)
+            for sample in drawn:
+                if isinstance(sample, Rejected):
+                    left_out.add(f"syn{sample.key.index:06d}", {**expected, "rejected": list(sample.draws)})
+                    missed += 1
+                    continue
+                background.write(replace(sample, sidecar={**sample.sidecar, "plan": expected["plan"]}))
+                made += 1
+            if on_progress:
+                on_progress(len(indices) - len(waiting) + made + missed, len(indices))
+    took = time.monotonic() - begin
+    if tally and missed:
+        tally.stop()
     told = "; ".join(f"{said} ({count})" for said, count in sorted(beyond.items()))
-    return Outcome(len(indices) - len(waiting), made, len(leftovers), told)
+    return Outcome(len(indices) - len(waiting), made, len(leftovers), told, took, background.waited_seconds)
 
 
 def _same_dataset(sidecar: dict[str, Any], expected: dict[str, Any], out: Path) -> None:
     """A folder holds one dataset: one model, seed, plan and way of drawing."""
     names = {"model_sha256": "model", "seed": "seed", "plan": "request", "drawing": "sampler setting"}
+    names["gate_setting"] = "gate setting"
     for key, word in names.items():
         if sidecar.get(key) != expected[key]:
             raise InputError(f"{out} already holds samples of another {word}; choose another output folder")

@@ -104,7 +104,7 @@ def distil(
     if texts := [c.name for c in source.schema.covariates if c.is_text]:
         raise InputError(f"{model} is asked by a text ('{texts[0]}'), and a model folder has no texts to distil with")
     here = world(source.device)
-    identity = digest([source.sha256, asdict(how), schedule.steps, schedule.minutes, here.size])
+    identity = digest([source.sha256, asdict(how), schedule.steps, schedule.minutes, schedule.accumulate, here.size])
     if here.first:
         _claim(out, identity)
     here.wait()
@@ -149,8 +149,8 @@ def distil(
             "rmse_teacher_in_as_many_steps": round(task.distance(generator_.denoiser), 4),
         }
         student = averages["network"].state(source.network)
+        shutil.rmtree(out / WORK / "paths")  # large, and drawn again if this is killed before the model is written
         save_model(out, _spec(source.spec, figures), source.codec.state_dict(), student)
-        shutil.rmtree(out / WORK / "paths")
     here.wait()
     return figures
 

@@ -1,7 +1,7 @@
 """From a model folder to samples: sample i is a pure function of (model, seed, i, request)."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,25 @@ class Drawing:
     space: str = "native"
     steering: chain.Steps = ()
     tile: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A decoded draw on the model's grid, before a training case lends it grid and units.
+
+    Attributes:
+        latent: (C, x, y, z) standardised, on the CPU.
+        image: (C, X, Y, Z) as decoded: real cases lie in [-1, 1].
+        probabilities: (L, X, Y, Z) of the label ids, None without labels.
+        row: what was asked and drawn.
+        key: (seed, index, attempt).
+    """
+
+    latent: torch.Tensor
+    image: np.ndarray
+    probabilities: np.ndarray | None
+    row: Row
+    key: Key
 
 
 class Generator:
@@ -169,14 +188,22 @@ class Generator:
             rows: covariates, none missing.
             keys: (seed, index, attempt) of each.
         """
-        samples = []
+        return [self.finish(draft) for draft in self.drafts(rows, keys)]
+
+    def drafts(self, rows: Sequence[Row], keys: Sequence[Key]) -> Iterator[Draft]:
+        """As :meth:`draw`, before :meth:`finish`: what gates judge."""
         rows = self._placed(rows, keys)
         for start in range(0, len(rows), self.drawing.batch):
             part = slice(start, start + self.drawing.batch)
-            images, probabilities = self._decode(self._latents(rows[part], keys[part]))
+            latents = self._latents(rows[part], keys[part])
+            images, probabilities = self._decode(latents)
             for b, (row, key) in enumerate(zip(rows[part], keys[part], strict=True)):
-                samples.append(self._sample(images[b], None if probabilities is None else probabilities[b], row, key))
-        return samples
+                own = None if probabilities is None else probabilities[b]
+                yield Draft(latents[b].float().cpu(), images[b], own, row, key)
+
+    def finish(self, draft: Draft) -> Sample:
+        """Bring a draft to the grid and the units of the training case that lends them."""
+        return self._sample(draft.image.clip(-1, 1), draft.probabilities, draft.row, draft.key)
 
     def condition(self, rows: Sequence[Row], keys: Sequence[Key]) -> Condition:
         """What resolved rows ask of the network, on its device."""
@@ -211,7 +238,7 @@ class Generator:
     def _decode(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         restored = self.model.statistics.restore(latents)
         decoded = tiling.decode(self.model.codec, restored, tile=self.drawing.tile, device="cpu")
-        images = decoded.image.float().clamp(-1, 1).numpy()
+        images = decoded.image.float().numpy()
         logits = decoded.label_logits
         return images, None if logits is None else logits.float().softmax(dim=1).numpy()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class ModelSpec:
         records: geometry and intensity of the training cases, without their names.
         sampling: default sampler, options, steps, guidance, steering (paths in it are relative to the folder).
         trained_on: counts for the model card.
+        gates: what gates know of the training cases, plain figures by gate (:mod:`medgen.generation.gates`).
     """
 
     name: str
@@ -79,6 +80,7 @@ class ModelSpec:
     records: list[dict[str, Any]]
     sampling: Mapping[str, Any]
     trained_on: Mapping[str, Any]
+    gates: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def _spec(folder: Path, raw: Mapping[str, Any]) -> ModelSpec:
     for name, expected in raw["sha256"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected:
             raise InputError(f"{folder / name} is missing or not the file model.json describes; copy the model again")
-    fields = {key: raw[key] for key in ModelSpec.__dataclass_fields__}
+    fields = {key: raw[key] for key in ModelSpec.__dataclass_fields__ if key != "gates"}
+    fields["gates"] = raw.get("gates", {})  # models made before there were gates know nothing of them
     for key in ("channels", "label_values", "label_names", "spacing_mm", "shape", "latent_shape"):
         fields[key] = tuple(fields[key])
     for key in ("codec", "process", "network"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -68,6 +68,7 @@ class Chain:
     finish: Callable[[torch.Tensor], Any]
 
 
+@runtime_checkable
 class Chained(Protocol):
     """A codec that can be taken apart; its chains give what its ``encode`` and ``decode`` give."""
 

@@ -15,7 +15,7 @@ def checkpoint_blocks(module: nn.Module, *kinds: type[nn.Module]) -> None:
     """
     for block in module.modules():
         if isinstance(block, kinds):
-            block.forward = _Again(block.forward)  # type: ignore[method-assign]
+            block.forward = _Again(block.forward)
 
 
 class _Again:

@@ -43,7 +43,7 @@ def straight_through(latent: torch.Tensor, embedded: torch.Tensor) -> torch.Tens
 
 
 def perplexity(indices: torch.Tensor, entries: int) -> torch.Tensor:
-    """exp of the entropy of the indices in use: 1 for a single one, ``entries`` for all alike."""
+    """Exponential of the entropy of the indices in use: 1 for a single one, ``entries`` for all alike."""
     share = torch.bincount(indices.flatten(), minlength=entries).float() / indices.numel()
     return torch.exp(-(share * (share + 1e-12).log()).sum())
 

@@ -72,11 +72,11 @@ class KLCodec(Codec):
 
     def encoding(self) -> Chain:
         """(image, label) -> posterior, link by link."""
-        return Chain(self._joined, links_of(self.net.encoder.blocks), self._posterior)
+        return Chain(self._joined, links_of(self.net.encoder), self._posterior)
 
     def decoding(self) -> Chain:
         """Latent -> image and label logits, link by link."""
-        return Chain(self.net.post_quant_conv, links_of(self.net.decoder.blocks), self._parted)
+        return Chain(self.net.post_quant_conv, links_of(self.net.decoder), self._parted)
 
     def regulariser(self, encoded: Encoded) -> Mapping[str, torch.Tensor]:
         """KL to the standard normal."""
@@ -88,7 +88,7 @@ class KLCodec(Codec):
         rows = {} if table is None else {"label_embedding.weight": (0, (*range(self.labels), UNLABELLED))}
         width = 0 if table is None else table.embedding_dim
         outputs = (0, (IMAGE,) * self.image_channels + tuple(range(self.labels)))
-        last = f"net.decoder.blocks.{len(self.net.decoder.blocks) - 1}.conv"
+        last = f"net.decoder.blocks.{len(list(self.net.decoder.get_submodule('blocks').children())) - 1}.conv"
         return {
             **rows,
             "net.encoder.blocks.0.conv.weight": (1, (IMAGE,) * self.image_channels + (LABELS,) * width),

@@ -1,6 +1,6 @@
 """MONAI's autoencoder blocks as links of a chain."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from torch import nn
 from medgen.models.chain import Link
 
 
-def links_of(blocks: Iterable[nn.Module]) -> tuple[Link, ...]:
+def links_of(network: nn.Module) -> tuple[Link, ...]:
     """The blocks of a MONAI encoder or decoder, in order."""
+    blocks = network.blocks
+    assert isinstance(blocks, nn.ModuleList)
     return tuple(link for block in blocks for link in _links(block))
 
 

@@ -46,11 +46,11 @@ class PublishedKL(Codec):
 
     def encoding(self) -> Chain:
         """(image, label) -> posterior, link by link."""
-        return Chain(self._scaled, links_of(self.net.encoder.blocks), self._posterior)
+        return Chain(self._scaled, links_of(self.net.encoder), self._posterior)
 
     def decoding(self) -> Chain:
         """Latent -> image, link by link."""
-        return Chain(self.net.post_quant_conv, links_of(self.net.decoder.blocks), self._restored)
+        return Chain(self.net.post_quant_conv, links_of(self.net.decoder), self._restored)
 
     def regulariser(self, encoded: Encoded) -> Mapping[str, torch.Tensor]:
         """KL to the standard normal."""

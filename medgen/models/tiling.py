@@ -5,7 +5,8 @@ blending. A GroupNorm looks at the whole volume, and with tens of them in a row 
 many percent. So a codec that can be taken apart (:class:`medgen.models.chain.Chained`) is run link by link: each
 activation is held once, whole, and each link fills the next in tiles, with the statistics of the whole where it
 normalises. That is exact, computes each voxel once but for a rim of one or two, and holds an activation or two where
-the network at once holds five. A codec that only knows its halo is run in tiles as it is; one that knows nothing, whole.
+the network at once holds five. A codec that only knows its halo is run in tiles as it is; one that knows nothing is
+run whole.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from math import prod
 import torch
 from torch import nn
 
-from medgen.models.chain import Chain, Link, Span
+from medgen.models.chain import Chain, Chained, Link, Span
 from medgen.models.codec import Codec, Decoded, Encoded, Gaussian
 from medgen.models.memory import budget_bytes
 
@@ -40,7 +41,7 @@ def decode(
         budget: bytes for activations; by default what :func:`budget_bytes` says.
         device: where the result lies, by default where ``latent`` does.
     """
-    chain = codec.decoding() if hasattr(codec, "decoding") else _decoding(codec)
+    chain = codec.decoding() if isinstance(codec, Chained) else _decoding(codec)
     goal = latent.device if device is None else torch.device(device)
     budget = budget_bytes(latent.device) if budget is None else budget
     if tile is None and len(latent) * whole_bytes(chain.links, latent.shape[2:]) <= budget:
@@ -68,7 +69,7 @@ def encode(
         tile: as for :func:`decode`.
         budget: as for :func:`decode`.
     """
-    chain = codec.encoding() if hasattr(codec, "encoding") else _encoding(codec)
+    chain = codec.encoding() if isinstance(codec, Chained) else _encoding(codec)
     budget = budget_bytes(image.device) if budget is None else budget
     if tile is None and len(image) * whole_bytes(chain.links, image.shape[2:]) <= budget:
         return codec.encode(image, label)
@@ -218,15 +219,15 @@ def _fill(
             need: list[Span] = [(0, n) for n in extents]
         else:
             need = [link.needs(span, n) for span, n in zip(box, extents, strict=True)]
-        y = x[(..., *(slice(a, b) for a, b in need))].to(device)
+        y = x[_at(need)].to(device)
         if affine is not None:
             y = torch.addcmul(affine[1].to(y.dtype), y, affine[0].to(y.dtype))
         y = link.run(y)
         starts = [a * link.up // link.down for a, _ in need]
-        y = y[(..., *(slice(a - s, b - s) for (a, b), s in zip(box, starts, strict=True)))]
+        y = y[_at([(a - s, b - s) for (a, b), s in zip(box, starts, strict=True)])]
         if list(size) == list(end) and link.closes is None:
             return y.to(goal)
-        place = (..., *(slice(a, b) for a, b in box))
+        place = _at(box)
         if link.closes is not None:
             assert kept is not None
             y = y + link.closes(kept[place].to(device))
@@ -237,6 +238,11 @@ def _fill(
         out[place] = y
     assert out is not None
     return out
+
+
+def _at(box: Sequence[Span]) -> tuple[slice, ...]:
+    """Index of a box in a tensor (B, C, X, Y, Z)."""
+    return (slice(None), slice(None), *(slice(a, b) for a, b in box))
 
 
 def _like(y: torch.Tensor, extents: Sequence[int], device: torch.device) -> torch.Tensor:

@@ -89,14 +89,14 @@ class VQCodec(Codec):
 
     def encoding(self) -> Chain:
         """(image, label) -> tokens, link by link."""
-        return Chain(self._joined, links_of(self.net.encoder.blocks), self._tokens)
+        return Chain(self._joined, links_of(self.net.encoder), self._tokens)
 
     def decoding(self) -> Chain:
         """Latent -> image and label logits, link by link."""
-        return Chain(self._quantised, links_of(self.net.decoder.blocks), self._parted)
+        return Chain(self._quantised, links_of(self.net.decoder), self._parted)
 
     def regulariser(self, encoded: Encoded) -> Mapping[str, torch.Tensor]:
-        """Commitment: the latent is drawn to its code. The codes follow the latents by running means, without a loss."""
+        """Commitment draws the latent to its code. The codes follow the latents by running means, without a loss."""
         assert isinstance(encoded, Tokens)
         return {"commitment": self.commitment * F.mse_loss(encoded.mean.float(), encoded.embedded.float())}
 
@@ -106,7 +106,7 @@ class VQCodec(Codec):
         rows = {} if table is None else {"label_embedding.weight": (0, (*range(self.labels), UNLABELLED))}
         width = 0 if table is None else table.embedding_dim
         outputs = (IMAGE,) * self.image_channels + tuple(range(self.labels))
-        last = f"net.decoder.blocks.{len(self.net.decoder.blocks) - 1}.conv"
+        last = f"net.decoder.blocks.{len(list(self.net.decoder.get_submodule('blocks').children())) - 1}.conv"
         return {
             **rows,
             "net.encoder.blocks.0.conv.weight": (1, (IMAGE,) * self.image_channels + (LABELS,) * width),

@@ -47,12 +47,7 @@ def build_index(
     if conditions is not None:
         schema = schema.only(conditions)
     flags = flag_outliers([_figures(row, volumes) for row in rows])
-    # Held-out cases lend nothing to training ones, unless only they have the channel.
-    training = [row for case, row in zip(cohort.cases, rows, strict=True) if case.split not in ("val", "test")]
-    borrowed = []
-    for c, name in enumerate(plan.channels):
-        lenders = training if any(row["intensity"][c] is not None for row in training) else rows
-        borrowed.append(_typical([row["intensity"][c] for row in lenders], name))
+    borrowed = _borrowed([row["intensity"] for row in rows], [case.split for case in cohort.cases], plan.channels)
     cases = [
         {
             "key": key,
@@ -83,6 +78,36 @@ def build_index(
         "content": digest([row["hash"] for row in rows]),
         "cases": cases,
     }
+
+
+def fold_index(index: Mapping[str, Any], sides: Mapping[str, str], arrays: str) -> dict[str, Any]:
+    """The index of a fold: the same cases and arrays, on other sides.
+
+    Args:
+        index: of the prepared cohort.
+        sides: case id -> its side in this fold.
+        arrays: the folder of the prepared cohort, as seen from the fold's.
+    """
+    rows = [{**row, "split": sides[row["case_id"]]} for row in index["cases"]]
+    own = [[None if r.get("borrowed") else r for r in row["intensity"]] for row in rows]
+    borrowed = _borrowed(own, [row["split"] for row in rows], index["channels"])
+    for row, records in zip(rows, own, strict=True):
+        row["intensity"] = [borrowed[c] if r is None else r for c, r in enumerate(records)]
+    return {**index, "cases": rows, "arrays": arrays}
+
+
+def _borrowed(
+    records: Sequence[Sequence[Mapping[str, Any] | None]], splits: Sequence[str | None], channels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """For each channel, the record of cases without it.
+
+    Held-out cases lend nothing to training ones, unless only they have the channel.
+    """
+    training = [own for own, split in zip(records, splits, strict=True) if split not in ("val", "test")]
+    return [
+        _typical([own[c] for own in (training if any(own[c] is not None for own in training) else records)], name)
+        for c, name in enumerate(channels)
+    ]
 
 
 def schema_with_volumes(schema: Schema, volumes: Sequence[str], rows: Sequence[Mapping[str, Value]]) -> Schema:

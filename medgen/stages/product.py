@@ -9,6 +9,7 @@ from medgen.generation.contact import NAME, write_contact_sheet
 from medgen.generation.dataset import generate
 from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import Kind, ModelSpec, build_network, save_model
+from medgen.progress import Rate
 from medgen.stages import quality
 from medgen.stages.ancestor import lineage
 from medgen.stages.codec import label_count, trained_codec
@@ -82,7 +83,7 @@ def synthetic(run: Run) -> None:
         drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space, g.steering, g.tile)
     generator = Generator(generator.model, drawing, generator.context)
     plan = plan_of(run, generator.model.joint)
-    progress = run.stage_progress("synthetic")
+    progress, rate = run.stage_progress("synthetic"), Rate("samples")
     generate(
         generator,
         run.folder / "synthetic",
@@ -90,7 +91,8 @@ def synthetic(run: Run) -> None:
         plan,
         seed=g.seed,
         format=g.format,
-        on_progress=lambda done, total: progress(done, total, "samples"),
+        writers=g.writers,
+        on_progress=lambda done, total: progress(done, total, rate(done, total)),
     )
     write_contact_sheet(run.folder / "synthetic", run.folder / "synthetic" / NAME, format=g.format)
 

@@ -65,6 +65,7 @@ class Prepared:
         shape: of the prepared grid.
         stride: of which each extent is a multiple.
         cases: in the cohort's order.
+        arrays: folder of the arrays, where they are those of another prepared cohort (a fold's).
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Prepared:
     shape: tuple[int, int, int]
     stride: int
     cases: tuple[PreparedCase, ...]
+    arrays: Path | None = None
 
     @staticmethod
     def open(folder: str | Path) -> "Prepared":
@@ -114,7 +116,7 @@ class Prepared:
         return tuple(i for i, case in enumerate(self.cases) if case.split == split)
 
     def _array(self, i: int, kind: str) -> np.ndarray:
-        path = self.folder / "cases" / f"{self.cases[i].key}_{kind}.npy"
+        path = (self.arrays or self.folder) / "cases" / f"{self.cases[i].key}_{kind}.npy"
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -148,4 +150,5 @@ def _from_json(folder: Path, index: Mapping[str, Any]) -> Prepared:
         shape=(x, y, z),
         stride=int(index["stride"]),
         cases=cases,
+        arrays=folder / index["arrays"] if "arrays" in index else None,
     )

@@ -14,6 +14,7 @@ from medgen.models.codec import Codec, Decoded
 from medgen.store.patches import PatchSampler
 from medgen.training.adversary import Adversary, AdversaryOptions
 from medgen.training.ema import Ema
+from medgen.training.optimiser import adamw
 from medgen.training.pictures import rows_of_slices
 
 
@@ -70,7 +71,7 @@ class AutoencoderTask:
         self.adversary = None
         self.modules: dict[str, torch.nn.Module] = {"codec": codec}
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "codec": torch.optim.AdamW(codec.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+            "codec": adamw(codec.parameters(), learning_rate, weight_decay=1e-4, device=self.device)
         }
         if adversary is not None and adversary.weight > 0:
             self.adversary = Adversary(adversary, codec.image_channels, learning_rate, self.device)

@@ -63,10 +63,22 @@ def load(
                 index, field = key.split("/")
                 states.setdefault(int(index), {})[field] = t
             optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+            _lay_out(optimiser)
     except (SafetensorError, KeyError, RuntimeError, ValueError, json.JSONDecodeError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise InputError(f"{path} is not a checkpoint of this network ({reason}); remove it to start again") from None
     return progress
+
+
+def _lay_out(optimiser: torch.optim.Optimizer) -> None:
+    """Give each state its weight's layout in memory, which a fused kernel takes for granted.
+
+    Files hold tensors in one order; a weight with channels last has another.
+    """
+    for parameter, state in optimiser.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from medgen.diffusion.process import Process
 from medgen.models.condition import Condition, crop_box
 from medgen.sampling.noise import generator
 from medgen.store.latents import LatentStatistics
-from medgen.store.patches import Batch, PatchSampler
+from medgen.store.patches import Batch, Kind, PatchSampler
 from medgen.training import ema
 from medgen.training.dropout import dropped
 from medgen.training.ema import Ema
@@ -107,7 +107,8 @@ class DiffusionTask:
         self.extent = tuple(int(n) for n in train.mean.shape[2:])
 
         def cropping(patch: Sequence[int]) -> PatchSampler:
-            return PatchSampler(arrays, patch, batch, seed=seed, rank=rank, kinds=("latent",) * len(arrays))
+            kinds: list[Kind] = ["latent"] * len(arrays)
+            return PatchSampler(arrays, patch, batch, seed=seed, rank=rank, kinds=kinds)
 
         self.whole = cropping(self.extent)
         self.cropped = cropping(crops.patch) if crops else None

@@ -89,6 +89,6 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 def test_the_losses_that_are_off_are_not_computed() -> None:
     task = _task(adversary=0.0)
-    task.weights = LossWeights(l1=1.0, label=0.0)
+    task.weights = LossWeights(l1=1.0, spectral=0.0, label=0.0)
     (_, _, figures), *_ = task.step(0, 0.5)
     assert set(figures) == {"loss", "l1", "kl"}

@@ -75,7 +75,7 @@ def test_a_rate_that_explodes_is_halved_until_it_does_not(tmp_path, monkeypatch)
 
 def test_a_fault_that_stays_ends_in_one_sentence(tmp_path):
     task = Slope(broken=lambda step, lr: step == 30)
-    with pytest.raises(InputError, match="diverged at step 30 .* after going back 2 times; lower") as caught:
+    with pytest.raises(InputError, match=r"diverged at step 30 .* after going back 2 times; lower") as caught:
         train(task, tmp_path, schedule(rollbacks=2), CPU)
     assert "\n" not in str(caught.value)
     assert all(torch.isfinite(p).all() for p in task.net.parameters())

@@ -34,8 +34,8 @@ def test_copies_are_told_from_new_cases_and_from_blurred_ones():
     assert copied["memorised"] == 1 and copied["copies"] == 1 and copied["nearness"] < 0.3
     some = curve.measure(torch.cat([new[:8], train[:4]]))
     assert some["copies"] >= 4 / 12 and some["memorised"] == 1
-    blurred = curve.measure(0.3 * new)  # nearer to every case than any case is to another
-    assert blurred["memorised"] == 0 and blurred["nearness"] > fresh["nearness"]
+    blurred = curve.measure(0.3 * new)  # nearer to every case than cases are to each other
+    assert blurred["memorised"] == 0 and blurred["nearness"] > curve.threshold
 
 
 def test_other_encodings_of_a_subject_are_no_other_patients():

@@ -18,19 +18,19 @@ class Batch:
             noise to sample, in the straight-line variables of :mod:`medgen.training.distil.straight`.
         times: (S + 1,) of those states, falling to 0.
         cond: their conditions.
-        uniform_B: uniform numbers (B,) that choose times.
+        uniform: numbers (B,) in [0, 1) that choose times.
         noise: standard normal (B, C, X, Y, Z), independent of the paths.
     """
 
     path: torch.Tensor
     times: torch.Tensor
     cond: Condition
-    uniform_B: torch.Tensor
+    uniform: torch.Tensor
     noise: torch.Tensor
 
     def segment(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Number of a segment (B,), and how far into it (B,) in [0, 1), by the uniform numbers."""
-        place = self.uniform_B * (len(self.times) - 1)
+        place = self.uniform * (len(self.times) - 1)
         k = place.long().clamp(max=len(self.times) - 2)
         return k, place - k
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from medgen.diffusion.process import Process
 from medgen.files import atomic
@@ -16,6 +16,7 @@ from medgen.models.seam import Model, Noise, Sampler
 from medgen.training.distil.straight import time_of
 
 _SAME = 1e-6
+_NAME = "path"
 
 
 def levels(process: Process, steps: int, like: Condition) -> torch.Tensor:
@@ -101,14 +102,22 @@ class Paths:
         self.draw, self.folder = draw, folder
 
     def __call__(self, number: int) -> torch.Tensor:
-        """One chunk."""
+        """One chunk, (B, S + 1, C, X, Y, Z)."""
+        return self._read(number, slice(None))
+
+    def row(self, number: int, row: int) -> torch.Tensor:
+        """One path of a chunk, (S + 1, C, X, Y, Z); no other is read."""
+        return self._read(number, slice(row, row + 1))[0]
+
+    def _read(self, number: int, rows: slice) -> torch.Tensor:
         path = self.folder / f"{number:06d}.safetensors"
-        if path.exists():
-            try:
-                return load_file(path)["path"]
-            except (SafetensorError, KeyError):
-                pass  # cut short by something else than a kill: it is drawn again
+        try:
+            with safe_open(path, framework="pt") as file:
+                found: torch.Tensor = file.get_slice(_NAME)[rows]
+                return found
+        except (SafetensorError, FileNotFoundError):
+            pass  # not there yet, or damaged: it can be drawn again
         chunk = self.draw(number)
         with atomic(path) as temporary:
-            save_file({"path": chunk.contiguous()}, temporary)
-        return chunk
+            save_file({_NAME: chunk.contiguous()}, temporary)
+        return chunk[rows]

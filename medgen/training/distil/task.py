@@ -98,12 +98,10 @@ class DistilTask:
         """One batch of paths; gradients are accumulated over consecutive numbers like any other."""
         random = generator("distil", self.own, self.seed, step)
         newest = step // self.reuse
-        drawn = self.paths(newest) if step % self.reuse == 0 else None  # new paths are trained on at once
-        if drawn is None:
-            picked = torch.randint((newest + 1) * self.batch, (self.batch,), generator=random).tolist()
-        else:
+        picked = torch.randint((newest + 1) * self.batch, (self.batch,), generator=random).tolist()
+        if step % self.reuse == 0:  # new paths are trained on at once
             picked = list(self._numbers(newest))
-        path = torch.stack([self.paths(i // self.batch)[i % self.batch] for i in picked]).to(self.device)
+        path = torch.stack([self.paths.row(*divmod(i, self.batch)) for i in picked]).to(self.device)
         cond = Condition.cat([self._asked(self.own, range(i, i + 1)) for i in picked])
         # One uniform number shared out over the batch, as in the teacher's own training.
         uniform = (torch.rand(1, generator=random) + torch.arange(self.batch) / self.batch) % 1.0

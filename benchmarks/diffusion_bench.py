@@ -1,0 +1,220 @@
+"""What the benchmarks of diffusion share: one cohort, one codec, one segmenter, and arms trained for the same time.
+
+Everything is kept below ``--work``, under names that hold a digest of all that decides it: a killed benchmark goes on
+where it stopped, one with another setting adds to what is there, and nothing of an older setting is taken for a newer.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from codec import prepared
+
+from medgen import config as experiments
+from medgen import pipeline
+from medgen.cohort.schema import volume_column
+from medgen.config import Config
+from medgen.evaluation.reference import Reference, measure_reference
+from medgen.files import digest
+from medgen.models.codec import Codec
+from medgen.segment.train import CLASSICAL, pairs_of
+from medgen.segment.train import train as train_segmenter
+from medgen.stages.codec import trained_codec
+from medgen.stages.run import Run
+from medgen.store.prepared import Prepared
+from medgen.training.precision import device_of
+
+FOR_EVER = 10**9
+PATCH = 32
+_FEW_LABELS = 2
+_USUAL_COLUMNS = ("age", "sex", "ventricles_ml")
+_STAGES = {stage.name: stage.work for stage in pipeline.STAGES}
+_EVERY_SECONDS = 30.0
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """The options that the benchmarks share."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, required=True, help="a cohort with labels")
+    made.add_argument("--minutes", type=float, default=20.0, help="of training, each arm")
+    made.add_argument("--json", type=Path, help="write the figures here")
+    made.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where everything is kept")
+    made.add_argument("--codec-minutes", type=float, default=6.0, help="of training the codec that all arms share")
+    made.add_argument("--segmenter-steps", type=int, default=1500, help="of training the segmenter that measures")
+    made.add_argument("--n", type=int, default=64, help="samples")
+    made.add_argument("--batch", type=int, default=16, help="samples drawn at a time")
+    made.add_argument("--network", help="kind of our network, the package's default without")
+    made.add_argument("--columns", nargs="+", help="conditions; by default volumes, or age, sex and ventricles")
+    made.add_argument("--spacing", type=float, help="voxel size in mm; fine and large cohorts are brought to 2 mm")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of our experiment's config")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--threads", type=int)
+    return made
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cohort under measurement.
+
+    Attributes:
+        options: of the command line.
+        config: of our experiment.
+        store: the prepared cohort.
+        folder: of this cohort and this codec.
+        columns: conditions.
+    """
+
+    options: argparse.Namespace
+    config: Config
+    store: Prepared
+    folder: Path
+    columns: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return device_of(self.options.device)
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The conditions that are volumes of labels: what is asked for and measured."""
+        known = {volume_column(name) for name in self.store.label_names[1:]}
+        return tuple(c for c in self.columns if c in known)
+
+    def run(self, folder: Path, config: Config | None = None, store: Prepared | None = None) -> Run:
+        """An experiment whose stages run in a folder."""
+        return Run(config or self.config, folder, telling(folder.name), known_store=store or self.store)
+
+    def training_values(self, column: str) -> np.ndarray:
+        """A numeric column's values over the training cases, missing ones left out."""
+        cells = [self.store.cases[i].covariates.get(column) for i in self.store.indices("train")]
+        return np.array([float(v) for v in cells if v is not None])
+
+
+def telling(what: str) -> Callable[[str, int, int, str], None]:
+    """Progress of stages as plain lines, the last one of each stage and one now and then."""
+    last: dict[str, float] = {}
+
+    def tell(stage: str, done: int, total: int, remark: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - last.get(stage, -_EVERY_SECONDS) >= _EVERY_SECONDS:
+            last[stage] = now
+            print(f"[{time.strftime('%H:%M:%S')}] {what} {stage}: {100 * done // max(total, 1)}% {remark}", flush=True)
+
+    return tell
+
+
+def open_bench(options: argparse.Namespace) -> Bench:
+    """Prepare the cohort, with a fixed fifth of its subjects held out."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    raw: dict[str, Any] = {
+        "name": "benchmark",
+        "device": options.device,
+        "data": {"root": str(options.data), "validation": 0.2},
+        "autoencoder": {"kind": "wavelet", "training": {"steps": FOR_EVER, "minutes": options.codec_minutes}},
+        "diffusion": {"training": {"steps": FOR_EVER, "minutes": options.minutes}},
+    }
+    if options.network:
+        raw["diffusion"]["network"] = options.network
+    config = experiments.build(raw, "the benchmark's experiment", tuple(options.set))
+    multiple = Run(config, options.work, telling("")).grid_multiple()
+    key = digest([str(options.data.resolve()), options.spacing, multiple])[:8]
+    cohort = options.work / f"{options.data.name}-{key}"
+    store = prepared(options.data, cohort / "prepared", options.spacing, multiple)
+    columns = tuple(options.columns or _columns(store))
+    patch = config.autoencoder.patch or tuple(min(PATCH, n) for n in store.shape)
+    config = config.model_copy(
+        update={
+            "covariates": config.covariates.model_copy(update={"use": columns}),
+            "autoencoder": config.autoencoder.model_copy(update={"patch": patch}),
+        }
+    )
+    key = digest([config.autoencoder.model_dump(mode="json"), config.latents.model_dump(mode="json"), config.seed])[:8]
+    train, held_out = (len(store.indices(side)) for side in ("train", "val"))
+    print(f"{train} training and {held_out} held-out cases of {store.shape} voxels at {store.spacing_mm} mm")
+    print(f"conditions: {', '.join(columns)}")
+    print(f"{torch.get_num_threads()} threads, {device_of(options.device)}, {os.cpu_count()} cores; work in {cohort}")
+    return Bench(options, config, store, cohort / f"codec-{key}", columns)
+
+
+def _columns(store: Prepared) -> list[str]:
+    """All volumes of a cohort of few labels; else age, sex and the ventricles, or the first volume."""
+    volumes = [volume_column(name) for name in store.label_names[1:]]
+    if len(volumes) <= _FEW_LABELS:
+        return volumes
+    usual = [name for name in _USUAL_COLUMNS if name in store.schema]
+    return usual if any(name in volumes for name in usual) else [*usual, volumes[0]]
+
+
+def shared_codec(bench: Bench) -> Codec:
+    """The codec of all arms, trained, and the latents it makes of every case."""
+    run = bench.run(bench.folder)
+    _STAGES["autoencoder"](run)  # goes on from its checkpoint, and does nothing where that is finished
+    for stage, left in (("quality", "autoencoder/quality.json"), ("latents", "latents/index.json")):
+        if not (bench.folder / left).exists():
+            _STAGES[stage](run)
+    return trained_codec(run)
+
+
+def yardstick(bench: Bench) -> Reference:
+    """The independent segmenter, trained on the real training cases, and what it says of all real cases."""
+    tell, began = telling("real"), time.monotonic()
+    segmenter = train_segmenter(
+        pairs_of(bench.store, bench.store.indices("train")),
+        bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}",
+        labels=len(bench.store.label_values),
+        held_out=pairs_of(bench.store, bench.store.indices("val")),
+        steps=bench.options.segmenter_steps,
+        augmentation=replace(CLASSICAL, spacing_mm=bench.store.spacing_mm),
+        device=bench.options.device,
+        on_progress=lambda done, total, remark: tell("segmenter", done, total, remark),
+    )
+    found = measure_reference(
+        bench.store, segmenter, on_progress=lambda done, total, remark: tell("reference", done, total, remark)
+    )
+    dice = np.nanmean(found.held_out.dice, axis=0)
+    named = ", ".join(f"{n} {d:.3f}" for n, d in zip(bench.store.label_names[1:], dice, strict=True))
+    print(f"the segmenter's Dice on held-out cases: {named} ({time.monotonic() - began:.0f} s)", flush=True)
+    return found
+
+
+def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, store: Prepared | None = None) -> Path:
+    """Train our model and return its model folder.
+
+    Args:
+        bench: the cohort.
+        name: of the arm.
+        diffusion: fields of the config's section that are this arm's own.
+        store: the cohort with other covariates, where the arm is trained on such.
+    """
+    section = bench.config.diffusion.model_dump(mode="json") | dict(diffusion or {})
+    raw = bench.config.model_dump(mode="json") | {"diffusion": section}
+    config = Config.model_validate(raw)
+    rows = [dict(case.covariates) for case in store.cases] if store else None
+    said = [config.diffusion.model_dump(mode="json"), config.generate.model_dump(mode="json"), bench.columns, rows]
+    folder = bench.folder / "arms" / f"{name}-{digest(said)[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for shared in ("autoencoder", "latents"):
+        if not (folder / shared).exists():
+            (folder / shared).symlink_to(Path("../..") / shared, target_is_directory=True)
+    if not (folder / "model" / "model.json").exists():
+        run = bench.run(folder, config, store)
+        _STAGES["diffusion"](run)
+        _STAGES["model"](run)
+    return folder / "model"
+
+
+def seconds_of(work: Callable[[], object], times: int = 2) -> float:
+    """Wall-clock of a call, after a first one that warms up."""
+    work()
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - began) / times

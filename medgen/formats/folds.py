@@ -1,0 +1,80 @@
+"""Folds beside a dataset that holds real and synthetic cases: nnU-Net's ``splits_final.json`` and MONAI's datalists.
+
+A synthetic case stands in the training list of its own fold and nowhere else. MONAI's ``fold`` key alone cannot say
+that (whoever trains fold 1 takes every case of another number), so each fold has a datalist of its own.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medgen.formats.writer import DatasetInfo, refresh
+
+SPLITS = "splits_final.json"
+DATALIST = "datalist_fold{}.json"
+NEVER = -1
+
+Sidecars = Mapping[str, Mapping[str, Any]]
+
+
+def write_folds(root: Path, info: DatasetInfo, sidecars: Sidecars, name: Callable[[str], str] = str) -> None:
+    """Write the splits and a datalist for each fold, of the cases that are on disk.
+
+    Args:
+        root: of the dataset.
+        info: of the dataset; without splits nothing is written.
+        sidecars: of the committed cases.
+        name: sample id -> what the format calls the case.
+    """
+    kept = [{side: [i for i in fold[side] if i in sidecars] for side in ("train", "val")} for fold in info.splits]
+    if not kept:
+        return
+    # nnU-Net's own key order and names.
+    _write(root / SPLITS, [{side: sorted(map(name, ids)) for side, ids in fold.items()} for fold in kept])
+    validates = validating(info)
+    for number, fold in enumerate(kept):
+        training = []
+        for sample_id in sorted({*fold["train"], *fold["val"]}):
+            mine = number if sample_id in fold["val"] else validates.get(sample_id, NEVER)
+            training.append({**entry(sidecars[sample_id]), "fold": mine})
+        content = {"name": info.name, "fold": number, "training": training}
+        _write(root / DATALIST.format(number), content)
+
+
+def entry(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """``image`` (one path, or a list with one a channel) and ``label``, relative to the dataset."""
+    files = [str(f) for f in sidecar["files"]]
+    labels = [f for f in files if f.startswith("labelsTr/") or f.endswith("_dseg.nii.gz")]
+    images = [f"./{f}" for f in files if f not in labels]
+    found: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
+    return {**found, "label": f"./{labels[0]}"} if labels else found
+
+
+def validating(info: DatasetInfo) -> dict[str, int]:
+    """Case -> the first fold that it validates; cases that validate none are not there."""
+    found: dict[str, int] = {}
+    for number, fold in enumerate(info.splits):
+        for sample_id in fold["val"]:
+            found.setdefault(sample_id, number)
+    return found
+
+
+def in_every_fold(info: DatasetInfo, sample_id: str) -> bool:
+    """Whether a case stands on one side or the other of every fold."""
+    return all(sample_id in fold["train"] or sample_id in fold["val"] for fold in info.splits)
+
+
+def _write(path: Path, content: Any) -> None:
+    refresh(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def told(info: DatasetInfo, sidecars: Sidecars) -> str:
+    """What a dataset holds, for its description."""
+    if not info.real:
+        return "synthetic images and labels made by medgen; no case is a person"
+    real = sum(i in info.real for i in sidecars)
+    return (
+        f"{real} real cases and {len(sidecars) - real} synthetic ones made by medgen; a synthetic case belongs into "
+        f"the training of its own fold only, see {SPLITS}"
+    )
