@@ -263,6 +263,15 @@ def generate(
             "`{kind: cfg, scale: 2, interval: [0.3, 10]}`, `none`; may be given several times.",
         ),
     ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GATE",
+            help="Beside the model's gates: `agreement`, `{request: {tolerance: 0.5}}`, `topology: off`, or `none`; "
+            "may be given several times.",
+        ),
+    ] = None,
+    attempts: Annotated[int | None, typer.Option(min=1, help="Draws of a sample until the gates accept one.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time; 1 is exactly reproducible.")] = 1,
     writers: Annotated[int | None, typer.Option(min=1, help="Threads that write while the next are drawn.")] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Voxels decoded at once, along each axis.")] = None,
@@ -273,13 +282,19 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Allow requests the cohort never covers.")] = False,
 ) -> None:
-    """Write a synthetic dataset; a second run completes what is missing and rewrites nothing."""
+    """Write a synthetic dataset; a second run completes what is missing and rewrites nothing.
+
+    Gates judge every draw and reject what is unlike the cohort, misses its request or copies a training case; what is
+    rejected is drawn again. Exit code 3 where they reject most draws.
+    """
     from dataclasses import replace
 
     from medgen.cohort.requests import plan
     from medgen.generation.contact import NAME, write_contact_sheet
     from medgen.generation.dataset import Shard
     from medgen.generation.dataset import generate as write_dataset
+    from medgen.generation.gates import setting as gating
+    from medgen.generation.gates.panel import Gates
     from medgen.generation.generator import Generator, steered
     from medgen.progress import Display, Rate
 
@@ -304,6 +319,8 @@ def generate(
         balance=balance,
         force=force,
     )
+    said = gating.parse(gate or (), gating.from_json(generator.model.spec.sampling.get("gates", {})))
+    judges = Gates.of(generator.model.spec, replace(said, attempts=attempts or said.attempts), model)
     rate = Rate("samples")
     with Display() as display:
         outcome = write_dataset(
@@ -314,6 +331,7 @@ def generate(
             seed=seed,
             shard=part,
             format=format,
+            gates=judges,
             writers=writers,
             on_progress=lambda done, total: display("generate", done, total, rate(done, total)),
         )
@@ -321,6 +339,8 @@ def generate(
             write_contact_sheet(out, out / NAME, format=format)
     if outcome.beyond:
         print(f"extrapolation: {outcome.beyond} of {outcome.made} samples", file=sys.stderr)
+    for line in outcome.acceptance.lines() if outcome.acceptance else ():
+        print(line, file=sys.stderr)
     pace = f" ({outcome.pace()})" if outcome.made else ""
     print(f"{outcome.made} samples made{pace}, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
 

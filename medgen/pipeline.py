@@ -14,7 +14,7 @@ from medgen.config import Config
 from medgen.errors import InputError
 from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
-from medgen.stages import codec, data, diffusion, distil, encoding, product, quality
+from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality
 from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
 from medgen.stages.run import Run, StageProgress, check
 from medgen.steering import chain
@@ -72,6 +72,8 @@ def _training(section: Any) -> Any:
 
 
 def _prepared(run: Run) -> Any:
+    if run.fold is not None:
+        return [read_json(run.fold.shared / "prepared" / "index.json"), sorted(run.fold.sides.items())]
     source = run.config.data.model_dump(mode="json", exclude={"phantom", "root", "folds"})
     columns = run.config.covariates.schema_file
     schema = sha256_file(columns) if columns and columns.is_file() else None
@@ -104,7 +106,7 @@ def _diffusion(run: Run) -> Any:
 
 
 def _model(run: Run) -> Any:
-    said = {"sampler", "sampler_options", "steps", "guidance", "steering"}
+    said = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
     # What its card says beside that. Thresholds that a codec passes change no model.
     return [
         run.config.generate.model_dump(mode="json", include=said),
@@ -121,7 +123,18 @@ def _distilled(run: Run) -> Any:
 def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
-    return [g.model_dump(mode="json", exclude={"batch", "n", "writers"}), chain.recorded(g.steering), table]
+    how = g.model_dump(mode="json", exclude={"batch", "n", "writers"})
+    return [how, chain.recorded(g.steering), table, run.gate_setting().recorded()]
+
+
+def _prepare(run: Run) -> None:
+    (data.prepared if run.fold is None else folds.write_view)(run)
+
+
+def _combined(run: Run) -> Any:
+    samples = [read_json(fold.folder / _STATE)["synthetic"]["result"] for fold in folds.fold_runs(run)]
+    store = read_json(run.folder / "prepared" / "index.json")
+    return [run.config.generate.format, samples, folds.outer(run), data.fingerprint(run), store]
 
 
 STAGES = (
@@ -131,9 +144,9 @@ STAGES = (
         _phantom,
         extent=lambda run: run.phantom.n if run.phantom else 0,
         by_content=True,
-        skip=lambda run: run.phantom is None,
+        skip=lambda run: run.phantom is None or run.fold is not None,
     ),
-    Stage("prepared", data.prepared, _prepared, ("cohort",), by_content=True, keeps=True),
+    Stage("prepared", _prepare, _prepared, ("cohort",), by_content=True, keeps=True),
     Stage("autoencoder", codec.autoencoder, _codec, ("prepared",), together=True),
     Stage(
         "quality",
@@ -146,7 +159,7 @@ STAGES = (
     ),
     Stage("latents", encoding.latents, _latents, ("prepared", "autoencoder"), version=2),
     Stage("diffusion", diffusion.diffusion, _diffusion, ("prepared", "latents"), version=2, together=True),
-    Stage("model", product.model, _model, ("prepared", "latents", "diffusion")),
+    Stage("model", product.model, _model, ("prepared", "latents", "diffusion"), version=2),
     Stage(
         "distilled",
         distil.distilled,
@@ -164,6 +177,8 @@ STAGES = (
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
+COMBINED = Stage(folds.COMBINED, folds.combined, _combined)
+"""After the last fold of a run that goes fold by fold."""
 
 
 def run_experiment(
@@ -184,7 +199,7 @@ def run_experiment(
         on_progress: called with (stage, done, total, remark).
 
     Returns:
-        The report, empty where it was not reached.
+        The report, empty where it was not reached; with folds ``{"folds": name -> report, "failures": [...]}``.
 
     Raises:
         BoundError: the codec is below its thresholds and ``force`` is not given.
@@ -195,13 +210,35 @@ def run_experiment(
     config = with_ancestor(config)
     run = Run(config, folder or config.runs / config.name, on_progress or (lambda *_: None), force=force)
     check(run)
+    return _run_stages(run, STAGES, until) if config.data.folds is None else _run_folds(run, until)
+
+
+def _run_folds(run: Run, until: str | None) -> Mapping[str, Any]:
+    """What all folds share, each fold, and the dataset of them all."""
+    if run.phantom is None:
+        folds.outer(run)  # refused now, and not after the cohort is prepared
+    shared = ("cohort", "prepared")
+    _run_stages(run, STAGES, until if until in shared else "prepared")
+    if until in shared:
+        return {}
+    each = folds.fold_runs(run)
+    reports = {fold.folder.name: _run_stages(fold, STAGES, until) for fold in each}
+    if not all(reports.values()):
+        return {}
+    _run_stages(run, (COMBINED,), COMBINED.name)
+    failures = [f"{name}: {failure}" for name, report in reports.items() for failure in report["failures"]]
+    return {"folds": reports, "failures": failures}
+
+
+def _run_stages(run: Run, stages: tuple[Stage, ...], until: str | None) -> Mapping[str, Any]:
+    """Run stages in order; the report, where the last of them is reached."""
     if not world(run.device).first:
-        return _follow(run, until)
+        return _follow(run, stages, until)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / "config.yaml", run.config_text())
     state = read_json(run.folder / _STATE) if (run.folder / _STATE).exists() else {}
     hashes: dict[str, str] = {}
-    for stage in STAGES:
+    for stage in stages:
         if not stage.skip(run):
             hashes[stage.name] = _run_stage(run, stage, state, hashes)
             stage.gate(run)
@@ -211,10 +248,10 @@ def run_experiment(
     return report
 
 
-def _follow(run: Run, until: str | None) -> Mapping[str, Any]:
+def _follow(run: Run, stages: tuple[Stage, ...], until: str | None) -> Mapping[str, Any]:
     """What the other processes of a distributed run do: wait for the first, and take part where it says so."""
     quiet = replace(run, progress=lambda *_: None)
-    for stage in STAGES:
+    for stage in stages:
         if not stage.skip(run) and world().agree(0.0):
             stage.work(quiet)
         if stage.name == until:

@@ -14,12 +14,12 @@ from medgen.errors import InputError
 from medgen.files import remove_partials
 from medgen.formats.detect import open_writer
 from medgen.formats.writer import DatasetInfo, Writer
-from medgen.generation.background import BackgroundWriter
 from medgen.generation.accept import Acceptance, Rejected, Tally, draw
+from medgen.generation.background import BackgroundWriter
 from medgen.generation.gates.panel import Gates
 from medgen.generation.generator import Generator, provenance
-from medgen.generation.model import ModelSpec
 from medgen.generation.left_out import LeftOut
+from medgen.generation.model import ModelSpec
 from medgen.sampling.noise import Key
 
 _SAMPLE = re.compile(r"syn\d{6,}")
@@ -61,6 +61,7 @@ class Outcome:
         beyond: in words, how many of the samples made leave the cohort by what; empty where none does.
         seconds: that making them took.
         waited_seconds: of these, waiting for the threads that write.
+        acceptance: how the draws of the whole dataset fared at the gates, None without gates.
     """
 
     found: int
@@ -69,6 +70,7 @@ class Outcome:
     beyond: str = ""
     seconds: float = 0.0
     waited_seconds: float = 0.0
+    acceptance: Acceptance | None = None
 
     def pace(self) -> str:
         """In words, how fast samples came and how much of that was waiting for writers; empty where none was made."""
@@ -180,7 +182,13 @@ def generate(
     if tally and missed:
         tally.stop()
     told = "; ".join(f"{said} ({count})" for said, count in sorted(beyond.items()))
-    return Outcome(len(indices) - len(waiting), made, len(leftovers), told, took, background.waited_seconds)
+    acceptance = None
+    if gates:
+        sidecars = (writer.sidecar(sample_id) for sample_id in sorted(writer.committed()))
+        acceptance = Acceptance.of(sidecars, left_out.records().values())
+        left_out.report(acceptance.to_json())
+    found = len(indices) - len(waiting) - len(lost.keys() & mine)
+    return Outcome(found, made, len(leftovers), told, took, background.waited_seconds, acceptance)
 
 
 def _same_dataset(sidecar: dict[str, Any], expected: dict[str, Any], out: Path) -> None:

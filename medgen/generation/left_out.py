@@ -1,4 +1,4 @@
-"""Samples of which the gates rejected every draw: kept on record beside the dataset, so that no run draws them again."""
+"""Samples of which every draw was rejected: on record beside the dataset, so that no run draws them again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -136,7 +136,7 @@ class AdaLNUNet(nn.Module):
         _no_modulation(self.last_modulation)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
         """Predict for latents (B, C, X, Y, Z) at times (B,) in [0, 1]."""

@@ -128,7 +128,7 @@ class WaveletCodec(Codec):
         self.decoder = nn.ModuleList([*decoder, Head(channels[0], 8 * outputs)])
         self._bands_in, self._bands_out = 8 * inputs, 8 * outputs
         self.halo = halo(self.encoding(), self.decoding())
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if checkpointing:
             checkpoint_blocks(self, Block)
 

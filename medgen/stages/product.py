@@ -1,12 +1,18 @@
 """Stages model, synthetic and report: what a run gives its user."""
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from medgen.cohort.schema import volume_column
 from medgen.evaluation.report import write_report
 from medgen.generation.contact import NAME, write_contact_sheet
 from medgen.generation.dataset import generate
+from medgen.generation.gates import panel
+from medgen.generation.gates.cohort import acceptance, seen_cases
+from medgen.generation.gates.panel import Gates
 from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import Kind, ModelSpec, build_network, save_model
 from medgen.progress import Rate
@@ -56,6 +62,7 @@ def model(run: Run) -> None:
             "guidance": c.generate.guidance,
             # A second model is named from the folder of this one, so that both can be copied together.
             "steering": chain.moved(c.generate.steering, lambda path: _seen_from(run.folder / "model", path)),
+            "gates": run.gate_setting().to_json(),
         },
         trained_on={
             "cases": len(training),
@@ -69,8 +76,23 @@ def model(run: Run) -> None:
             "kept": {k: v for k, v in keep.read_kept(weights).items() if k != "score"},
         },
     )
+    spec = replace(spec, gates=_learnt_by_gates(run, spec))
     save_model(run.folder / "model", spec, codec.state_dict(), keep.load_kept(weights, network))
     run.progress("model", 1, 1, str(run.folder / "model"))
+
+
+def _learnt_by_gates(run: Run, spec: ModelSpec) -> dict[str, Any]:
+    """What gates know of the training cases, and how many held-out cases they would accept."""
+    _, rows = conditions(run)
+    told = [*(volume_column(name) for name in spec.label_names[1:]), *spec.derived]
+    cases, held_out = run.train_cases(), run.held_out_cases()
+    done = itertools.count(1)
+    learnt = panel.learn(
+        seen_cases(run.store, cases, rows, told),
+        lambda: run.progress("model", next(done), len(cases) + 1, "cases measured for the gates"),
+    )
+    gates = Gates.of(replace(spec, gates=learnt), run.gate_setting())
+    return {**learnt, panel.HELD_OUT: acceptance(gates, seen_cases(run.store, held_out, rows, told))}
 
 
 def synthetic(run: Run) -> None:
@@ -83,6 +105,7 @@ def synthetic(run: Run) -> None:
         drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space, g.steering, g.tile)
     generator = Generator(generator.model, drawing, generator.context)
     plan = plan_of(run, generator.model.joint)
+    gates = Gates.of(generator.model.spec, run.gate_setting(), drawing_model(run))
     progress, rate = run.stage_progress("synthetic"), Rate("samples")
     generate(
         generator,
@@ -91,6 +114,7 @@ def synthetic(run: Run) -> None:
         plan,
         seed=g.seed,
         format=g.format,
+        gates=gates,
         writers=g.writers,
         on_progress=lambda done, total: progress(done, total, rate(done, total)),
     )

@@ -14,6 +14,7 @@ from medgen.cohort.schema import Covariate, Schema
 from medgen.config import Config, DistilConfig, PhantomConfig, TrainingConfig
 from medgen.errors import InputError
 from medgen.generation import distil
+from medgen.generation.gates.setting import Setting
 from medgen.generation.model import Kind, LoadedModel, build_codec, build_network, load_model, read_spec
 from medgen.models.condition import Condition
 from medgen.models.discriminator import smallest_patch
@@ -31,6 +32,19 @@ StageProgress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
+class Fold:
+    """What one fold of a run is about.
+
+    Attributes:
+        shared: the run folder whose prepared cohort the folds share.
+        sides: case id -> its side in the training of this fold's model; what validates the fold is on ``test``.
+    """
+
+    shared: Path
+    sides: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Run:
     """One experiment under way."""
 
@@ -41,6 +55,8 @@ class Run:
     """A prepared cohort that does not lie in the run folder, where there is one (the doctor foresees one)."""
     force: bool = False
     """Go on with a codec below its thresholds."""
+    fold: Fold | None = None
+    """The fold that this is, where a run goes fold by fold."""
 
     @cached_property
     def phantom(self) -> PhantomConfig | None:
@@ -76,6 +92,11 @@ class Run:
             self.progress(stage, done, total, remark)
 
         return tell
+
+    def gate_setting(self) -> Setting:
+        """What a draw must pass."""
+        g = self.config.generate.gates
+        return Setting(g.kinds, g.others, g.attempts, g.most)
 
     def codec_kind(self) -> Kind:
         """The codec."""
@@ -163,6 +184,7 @@ def check(run: Run) -> None:
     if c.distil is not None:
         distil.check(distillation(c.distil, c.seed))
     chain.check(c.generate.steering, c.generate.guidance)
+    run.gate_setting().check()
     resolve("formats", c.generate.format, "open")
     if run.phantom is None and not run.root.exists():
         raise InputError(f"data.root {run.root} does not exist; name the folder of your cohort")

@@ -40,7 +40,7 @@ def build(context: Context, *, quantile: float = 0.01, run: Path = Path()) -> Ju
         scores = {"nearness": round(near, 5), "threshold": round(yardstick.threshold, 5)}
         if near >= yardstick.threshold:
             return Verdict(scores)
-        said = f"nearness {near:.3f} to a training case is below {yardstick.threshold:.3f}, where the cohort's own begin"
+        said = f"nearness {near:.3f} to a training case is below {yardstick.threshold:.3f}, where real cases begin"
         return Verdict(scores, {"nearness": said})
 
     return judge

@@ -14,6 +14,8 @@ from medgen.generation.model import ModelSpec
 from medgen.registry import kinds, resolve
 
 FINITE = "finite"
+HELD_OUT = "held_out"
+"""In a model's figures, beside the gates': how many held-out cases each would accept."""
 
 
 @dataclass(frozen=True)

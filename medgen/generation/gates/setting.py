@@ -71,11 +71,13 @@ class Setting:
         return {"kinds": kept, "others": self.others, "attempts": self.attempts, "most": self.most}
 
 
-NO_GATES = Setting(others=False)
+def from_json(raw: Mapping[str, Any]) -> Setting:
+    """From what :meth:`Setting.to_json` gave; as shipped where a model says nothing."""
+    return Setting(**raw)
 
 
 def parse(words: Sequence[str], before: Setting) -> Setting:
-    """``--gate`` options, added to a setting: a gate's name, ``{request: {tolerance: 0.5}}``, ``topology: off``, ``none``.
+    """``--gate`` options, added to a setting: a gate, ``{request: {tolerance: 0.5}}``, ``topology: off`` or ``none``.
 
     Raises:
         InputError: none of these.
@@ -95,7 +97,8 @@ def parse(words: Sequence[str], before: Setting) -> Setting:
         elif isinstance(said, dict) and all(_is_said(k, v) for k, v in said.items()):
             kinds |= said
         else:
-            raise InputError(f"--gate is a gate, `none`, `topology: off` or `{{request: {{tolerance: 0.5}}}}`, not '{word}'")
+            forms = "a gate, `none`, `topology: off` or `{request: {tolerance: 0.5}}`"
+            raise InputError(f"--gate is {forms}, not '{word}'")
     return Setting(kinds, others, before.attempts, before.most)
 
 

@@ -1,0 +1,66 @@
+"""Sections about what a run gives its user: the dataset and the report."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from medgen.config.base import (
+    Options,
+    Positive,
+    Section,
+    Seed,
+)
+
+
+class GatesConfig(Section):
+    """What a draw must pass before it is written; see :mod:`medgen.generation.gates`. ``gates: none`` alone is none.
+
+    ``kinds`` turns a gate on or off or gives it options: ``{topology: off, request: {tolerance: 0.5}}``; gates not
+    named do as they are made to, unless ``others`` is off. A rejected draw is drawn again, ``attempts`` times at most
+    in all; a run in which more than ``most`` of the draws are rejected stops.
+    """
+
+    kinds: dict[str, bool | Options] = {}
+    others: bool = True
+    attempts: Positive = 8
+    most: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
+class GenerateConfig(Section):
+    """The synthetic dataset; ``tile`` is that of :class:`LatentsConfig`, for decoding.
+
+    ``writers`` threads compress and write while the next samples are drawn.
+    """
+
+    n: Positive = 16
+    where: str = ""
+    requests: Path | None = None
+    match: Literal["real"] | None = None
+    balance: str | None = None
+    seed: Seed = 0
+    sampler: str = "heun"
+    sampler_options: Options = {}
+    steps: Positive = 16
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    steering: tuple[Options, ...] = ()
+    batch: Positive = 1
+    writers: Positive | None = None
+    tile: Positive | None = None
+    format: str = "bids"
+    space: Literal["native", "grid"] = "native"
+    force: bool = False
+    gates: GatesConfig = GatesConfig()
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _no_gates(cls, value: Any) -> Any:
+        return {"others": False} if value == "none" or value is False else value
+
+
+class ReportConfig(Section):
+    """Figures the run must reach; missing one ends ``medgen run`` with exit code 3 after everything is written."""
+
+    volume: str | None = None
+    min_volume_r: float | None = None
+    max_ssim_excess: float | None = None
