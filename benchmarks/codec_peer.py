@@ -8,6 +8,7 @@ volumes that are already in memory.
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class TutorialAutoencoder:
         adversarial = PatchAdversarialLoss(criterion="least_squares")
         optimiser_g = torch.optim.Adam(self.autoencoder.parameters(), lr=1e-4)
         optimiser_d = torch.optim.Adam(self.discriminator.parameters(), lr=1e-4)
-        start, steps, voxels, epoch = time.monotonic(), 0, 0, 0
+        start, steps, epoch, rates = time.monotonic(), 0, 0, []
         spent = 0.0
         self.autoencoder.train()
         self.discriminator.train()
@@ -78,8 +79,8 @@ class TutorialAutoencoder:
                     judged = judged + adversarial(real, target_is_real=True, for_discriminator=True)
                     (ADVERSARIAL * 0.5 * judged).backward()
                     optimiser_d.step()
-                steps, voxels = steps + 1, voxels + batch.numel()
-                spent = time.monotonic() - start
+                steps, before, spent = steps + 1, spent, time.monotonic() - start
+                rates.append(batch.numel() / (spent - before))
                 say(
                     min(int(spent), int(seconds)),
                     int(seconds),
@@ -89,7 +90,7 @@ class TutorialAutoencoder:
                     break
             epoch += 1
         self.autoencoder.eval()
-        return {"voxels_per_s": voxels / spent, "seconds": spent, "steps": steps}
+        return {"voxels_per_s": median(rates), "seconds": spent, "steps": steps}
 
     @torch.no_grad()
     def reconstruct(self, image: np.ndarray) -> np.ndarray:

@@ -95,6 +95,14 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|FILE",
+            help="A model for each fold, which has seen none of the fold's validation cases: how many folds, or a "
+            "splits_final.json (data.folds).",
+        ),
+    ] = None,
     out: RunFolder = None,
     force: Force = False,
 ) -> None:
@@ -103,7 +111,8 @@ def run(
     Exit code 3 where a figure misses a bound of the config: the codec's (the run stops before anything is trained on
     its latents) or the report's (the run is complete).
     """
-    _experiment(config, overrides, out, until, force)
+    said = [f"data.folds={folds}"] if folds is not None else []
+    _experiment(config, [*(overrides or ()), *said], out, until, force)
 
 
 def _experiment(
@@ -112,7 +121,7 @@ def _experiment(
     from medgen import pipeline
     from medgen.config import load
     from medgen.progress import Display
-    from medgen.summary import summary
+    from medgen.summary import folds_summary, summary
     from medgen.training.distributed import leave
 
     experiment = load(config, tuple(overrides or ()))
@@ -125,7 +134,8 @@ def _experiment(
     if not report:
         print(f"done until {until}: {folder}")
         return
-    print(summary(folder, report, experiment.report.volume))
+    told = folds_summary if "folds" in report else summary
+    print(told(folder, report, experiment.report.volume))
     if report["failures"]:
         raise typer.Exit(3)
 
@@ -342,7 +352,26 @@ def generate(
     for line in outcome.acceptance.lines() if outcome.acceptance else ():
         print(line, file=sys.stderr)
     pace = f" ({outcome.pace()})" if outcome.made else ""
-    print(f"{outcome.made} samples made{pace}, {outcome.found} were there; dataset in {out}, contact sheet {out / NAME}")
+    there = f"{outcome.found} were there; dataset in {out}, contact sheet {out / NAME}"
+    print(f"{outcome.made} samples made{pace}, {there}")
+
+
+@app.command(epilog="Example: `medgen combine runs/oasis $nnUNet_raw/Dataset101_Oasis --format nnunet`")
+def combine(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, with or without folds.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the dataset to write.")],
+    format: Annotated[str, typer.Option(help="bids, nnunet or decathlon.")] = "nnunet",
+) -> None:
+    """Write a run's real and synthetic cases as one dataset, whose folds keep synthetic cases in training.
+
+    Beside the data lie splits_final.json and, for MONAI, a datalist for each fold.
+    """
+    from medgen.progress import Display
+    from medgen.stages.folds import combine_run, told
+
+    with Display() as display:
+        found = combine_run(folder, out, format=format, on_progress=display)
+    print(f"{told(found)} in {out}")
 
 
 def parse_steering(words: list[str]) -> tuple[dict[str, Any], ...]:

@@ -223,10 +223,11 @@ def _run_folds(run: Run, until: str | None) -> Mapping[str, Any]:
         return {}
     each = folds.fold_runs(run)
     reports = {fold.folder.name: _run_stages(fold, STAGES, until) for fold in each}
-    if not all(reports.values()):
+    if until not in (None, STAGES[-1].name):
         return {}
     _run_stages(run, (COMBINED,), COMBINED.name)
-    failures = [f"{name}: {failure}" for name, report in reports.items() for failure in report["failures"]]
+    # Under torchrun only the first process has reports.
+    failures = [f"{name}: {failure}" for name, report in reports.items() for failure in report.get("failures", ())]
     return {"folds": reports, "failures": failures}
 
 

@@ -31,5 +31,22 @@ def summary(folder: Path, report: Mapping[str, Any], volume: str | None) -> str:
         lines.append(
             f"  diversity           mean pairwise SSIM {diversity['sample_ssim']}, cohort {diversity['cohort_ssim']}"
         )
+    if "gates" in report:
+        g = report["gates"]
+        lost = f", {g['left_out']} samples left out" if g["left_out"] else ""
+        lines.append(f"  gates               {g['accepted']} of {g['draws']} draws accepted{lost}")
+    lines += ["", *(f"  FAILED: {failure}" for failure in report["failures"])]
+    return "\n".join(lines)
+
+
+def folds_summary(folder: Path, report: Mapping[str, Any], volume: str | None) -> str:
+    """A line for each fold, and where all of them are together."""
+    lines = ["", f"  real and synthetic  {folder / 'combined'} (splits_final.json, datalist_fold*.json)", ""]
+    for name, found in report["folds"].items():
+        codec, samples = found["codec"], found["samples"]
+        told = f"{samples['count']} samples, codec PSNR {codec['psnr_db']} dB"
+        if volume in samples["volumes"]:
+            told += f", {volume} r {samples['volumes'][volume]['r']}"
+        lines.append(f"  {name:<19} {told}, {folder / name / 'report' / 'report.md'}")
     lines += ["", *(f"  FAILED: {failure}" for failure in report["failures"])]
     return "\n".join(lines)

@@ -47,6 +47,14 @@ def test_training_on_both_ends_with_a_dice_for_every_label(recipe, phantoms):
     assert set(scores) == {"CSF", "GM", "WM", "Ventricles"} and all(0 <= s <= 1 for s in scores.values())
 
 
+def test_synthetic_cases_are_mixed_in_by_ratio_and_stratum(recipe, phantoms):
+    small = ("--steps", "2", "--batch", "1", "--patch", "16", "--spacing", "8", "--device", "cpu")
+    result = invoke(recipe, phantoms, "--synthetic", phantoms, *small, "--ratio", "2", "--by", "age:100")
+    assert result.exit_code == 0 and "Dice" in result.output, result.output
+    wrong = invoke(recipe, phantoms, "--synthetic", phantoms, *small, "--ratio", "much")
+    assert wrong.exit_code == 2 and "balance" in wrong.output
+
+
 def test_a_subject_is_never_on_both_sides(recipe, phantoms):
     rows = medgen.datalist(phantoms)
     twice = rows + [{**row, "case_id": f"{row['case_id']}_again"} for row in rows]

@@ -3,10 +3,14 @@
     python workflows/train_with_synthetic.py DATA/oasis --synthetic runs/oasis/synthetic --run runs/oasis --steps 2000
     python workflows/train_with_synthetic.py DATA/oasis --run runs/oasis --steps 2000      # the same without synthetic
 
+Every epoch has each real case once and other synthetic ones: ``--ratio 2 --by age:10,sex`` joins
+two to each real case, from the same decade and sex; ``--ratio balance`` fills the strata up instead.
+
 With ``--run``, the folder of the experiment that made the synthetic cases, the test cases are those that experiment
 held out. Any other split would test on patients whose likeness the synthetic cases may carry.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +44,8 @@ Row = dict[str, Any]
 def train_with_synthetic(
     real: Annotated[Path, typer.Argument(help="Folder of the real, labelled cohort.")],
     synthetic: Annotated[list[Path] | None, typer.Option(help="Synthetic dataset; may be given repeatedly.")] = None,
+    ratio: Annotated[str, typer.Option(help="Synthetic cases an epoch for each real one, or `balance`.")] = "1",
+    by: Annotated[str, typer.Option(help="Strata that the ratio holds in, such as age:10,sex.")] = "",
     run: Annotated[Path | None, typer.Option(help="Run folder whose held-out cases are the test cases.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 2,
@@ -56,21 +62,33 @@ def train_with_synthetic(
     real_rows = [row for row in medgen.datalist(real) if "label" in row]  # medgen, line 1: any format it reads
     synthetic_rows = [row for folder in synthetic or () for row in medgen.datalist(folder)]  # medgen, line 2
     train, test = split(real_rows, run, seed)
-    rows = train + synthetic_rows  # medgen, line 3: the lists simply add up
     if not train or not test:
         raise typer.BadParameter(f"{real} leaves {len(train)} cases to train and {len(test)} to test; it needs both")
     print(f"{len(train)} real and {len(synthetic_rows)} synthetic cases to train, {len(test)} real cases to test")
 
     set_determinism(seed)
     size = (max(8, patch // 8 * 8),) * 3
-    channels = len(rows[0]["image"]) if isinstance(rows[0]["image"], list) else 1
+    channels = len(train[0]["image"]) if isinstance(train[0]["image"], list) else 1
     read = reading(sorted(names), spacing, size)
     crop = RandSpatialCropd(KEYS, roi_size=size, random_size=False)
-    patches = CacheDataset(rows, Compose([*read, crop]), progress=False)
+    mix = mixing(ratio, by) if synthetic_rows else {"ratio": 0.0}
+    cached = partial(CacheDataset, progress=False)
+    # medgen, line 3: the real cases, and others of the synthetic ones in every epoch
+    patches = medgen.MixedDataset(train, synthetic_rows, Compose([*read, crop]), **mix, dataset=cached, seed=seed)
     net = UNet(3, channels, len(names) + 1, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=1).to(device)
-    fit(net, DataLoader(patches, batch_size=batch, shuffle=True), steps, learning_rate, device)
+    fit(net, DataLoader(patches, batch_size=batch, sampler=patches.sampler), steps, learning_rate, device)
     for name, score in zip((names[v] for v in sorted(names)), dice(net, test, read, size, device), strict=True):
         print(f"{name:24} Dice {score:.3f}")
+
+
+def mixing(ratio: str, by: str) -> Row:
+    """How synthetic cases are mixed in, as :class:`medgen.MixedDataset` takes it."""
+    if ratio == "balance":
+        return {"ratio": ratio, "by": by}
+    try:
+        return {"ratio": float(ratio), "by": by}
+    except ValueError:
+        raise typer.BadParameter(f"--ratio is a number or 'balance', not '{ratio}'") from None
 
 
 def split(rows: list[Row], run: Path | None, seed: int) -> tuple[list[Row], list[Row]]:

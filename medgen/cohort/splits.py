@@ -83,9 +83,7 @@ def folds(cases: Iterable[Case], k: int, seed: int = 0) -> list[dict[str, str]]:
     ]
 
 
-def given(
-    cases: Iterable[Case], said: Sequence[Mapping[str, Sequence[str]]], said_in: Path
-) -> list[dict[str, str]]:
+def given(cases: Iterable[Case], said: Sequence[Mapping[str, Sequence[str]]], said_in: Path) -> list[dict[str, str]]:
     """Assignments that a file gives: in each fold a case it does not name is on the side ``test``, and so unused.
 
     Args:
@@ -103,7 +101,9 @@ def given(
     for number, fold in enumerate(said):
         if unknown := next((i for side in ("train", "val") for i in fold[side] if i not in subject), None):
             example = next(iter(subject), "none")
-            raise InputError(f"{said_in} names '{unknown}', which is no case of the cohort (they are such as {example})")
+            raise InputError(
+                f"{said_in} names '{unknown}', which is no case of the cohort (they are such as {example})"
+            )
         if not fold["train"] or not fold["val"]:
             raise InputError(f"{said_in}: fold {number} needs cases to train and cases to validate")
         if both := {subject[i] for i in fold["train"]} & {subject[i] for i in fold["val"]}:

@@ -28,6 +28,7 @@ def write_report(
     synthetic: Path,
     options: PrepareOptions,
     *,
+    gates: Mapping[str, Any] | None = None,
     format: str | None = None,
     workers: int = 1,
     volume: str | None = None,
@@ -45,6 +46,7 @@ def write_report(
             it misses.
         synthetic: the synthetic dataset.
         options: of the cohort's preparation.
+        gates: how the samples' draws fared at the gates, of :class:`medgen.generation.accept.Acceptance`.
         format: of the synthetic dataset, recognised where None.
         workers: processes that prepare.
         volume: the covariate whose correlation ``min_volume_r`` bounds, such as ``ventricles_ml``.
@@ -64,6 +66,8 @@ def write_report(
         "samples": {"count": len(samples.cases), "volumes": _volumes([c.covariates for c in samples.cases])},
         "diversity": _diversity(store, samples),
     }
+    if gates:
+        report["gates"] = dict(gates)
     report["failures"] = _failures(report, volume, min_volume_r, max_ssim_excess)
     write_json(folder / "report.json", report)
     write_text(folder / "report.md", as_markdown(report))
@@ -120,6 +124,21 @@ def _failures(
     return missed
 
 
+def _gates(gates: Mapping[str, Any]) -> list[str]:
+    told = f"Gates accepted {gates['accepted']} of {gates['draws']} draws"
+    if gates["left_out"]:
+        told += f"; {gates['left_out']} samples are left out, all {gates['attempts']} draws of each rejected"
+    real = gates.get("held_out") or {}
+    whose = f"held-out cases ({real['cases']})" if real else "held-out cases"
+    lines = ["", f"{told}.", "", f"| gate | draws accepted | {whose} accepted | most often rejected for |"]
+    lines.append("| --- | --- | --- | --- |")
+    for kind, found in sorted(gates["gates"].items()):
+        passed = real.get("by_gate", {}).get(kind, "")
+        why = ", ".join(f"{name} {count}" for name, count in list(found["scores"].items())[:3])
+        lines.append(f"| {kind} | {found['accepted']:.1%} | {passed} | {why} |")
+    return [*lines, *(f"\nGate `{kind}` did not judge: {why}." for kind, why in gates["silent"].items())]
+
+
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page of Markdown."""
     codec, diversity = report["codec"], report["diversity"]
@@ -139,6 +158,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     lines += ["| volume | n | r | CCC | slope | MAE | bias |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for name, f in report["samples"]["volumes"].items():
         lines.append(f"| {name} | {f['n']} | {f['r']} | {f['ccc']} | {f['slope']} | {f['mae']} | {f['bias']} |")
+    if "gates" in report:
+        lines += _gates(report["gates"])
     if "sample_ssim" in diversity:
         lines += [
             "",

@@ -22,7 +22,6 @@ from medgen.formats.folder import DATASET_JSON
 from medgen.formats.writer import SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
 
-
 BOUND = "training_of_one_fold"
 """Cases that only some folds may see. Under a key of their own, a reader that knows no folds cannot leak them."""
 

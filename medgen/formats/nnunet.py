@@ -19,7 +19,6 @@ from medgen.formats.folder import DATASET_JSON
 from medgen.formats.writer import LABEL_MAP, SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
 
-
 _SIDES = ("train", "val")
 
 

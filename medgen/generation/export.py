@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
 from medgen.formats.detect import open_writer, read_cohort
+from medgen.formats.folds import SPLITS
+from medgen.formats.nnunet import read_splits
 from medgen.generation.dataset import dataset_info
 from medgen.generation.generator import Generator
 
@@ -43,17 +45,32 @@ def export(samples: Iterable[Sample], out: str | Path, generator: Generator, *, 
     return written
 
 
-def datalist(folder: str | Path, *, format: str | None = None) -> list[dict[str, Any]]:
+def datalist(
+    folder: str | Path, *, format: str | None = None, fold: int | None = None, side: Literal["train", "val"] = "train"
+) -> list[dict[str, Any]]:
     """A dataset as a list for ``monai.data.Dataset``: one dictionary a case.
 
     Keys: ``image`` (a path, or a list of paths where there are several channels), ``label`` (a path, where there is
     one), ``case_id``, ``subject_id`` and every covariate. Any format that :func:`medgen.read_cohort` reads works, a
     real cohort included, so that lists can be added.
 
+    Args:
+        folder: of the dataset.
+        format: of it, recognised where None.
+        fold: of the ``splits_final.json`` in the folder, from 0; only the cases on ``side`` of it are listed.
+        side: training or validation.
+
     Raises:
+        InputError: there is no such fold.
         InputError: a case whose image or label is not a plain file: a component of a 4D file, or merged labels.
     """
     cohort = read_cohort(folder, format=format)
+    if fold is not None:
+        splits = read_splits(Path(folder) / SPLITS)
+        if not 0 <= fold < len(splits):
+            raise InputError(f"{Path(folder) / SPLITS} has {len(splits)} folds; there is no fold {fold}")
+        listed = set(splits[fold][side])
+        cohort = cohort.with_cases(tuple(case for case in cohort.cases if case.case_id in listed))
     rows = []
     for case in cohort.cases:
         sources = [case.images[c] for c in cohort.channels if c in case.images]

@@ -8,13 +8,15 @@ from typing import Any
 
 from medgen.cohort.schema import volume_column
 from medgen.evaluation.report import write_report
+from medgen.files import read_json
+from medgen.generation import left_out
 from medgen.generation.contact import NAME, write_contact_sheet
 from medgen.generation.dataset import generate
 from medgen.generation.gates import panel
 from medgen.generation.gates.cohort import acceptance, seen_cases
 from medgen.generation.gates.panel import Gates
 from medgen.generation.generator import Drawing, Generator
-from medgen.generation.model import Kind, ModelSpec, build_network, save_model
+from medgen.generation.model import Kind, ModelSpec, build_network, read_spec, save_model
 from medgen.progress import Rate
 from medgen.stages import quality
 from medgen.stages.ancestor import lineage
@@ -126,6 +128,15 @@ def _seen_from(folder: Path, path: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
+def _gates_told(run: Run) -> dict[str, Any] | None:
+    """How the draws fared, and how many held-out cases each gate would have accepted."""
+    path = run.folder / "synthetic" / left_out.FOLDER / left_out.REPORT
+    if not path.exists() or not (told := read_json(path))["draws"]:
+        return None
+    spec, _ = read_spec(run.folder / "model")
+    return {**told, "held_out": spec.gates.get(panel.HELD_OUT)}
+
+
 def report(run: Run) -> None:
     """Measure the samples, beside what the codec keeps."""
     r = run.config.report
@@ -135,6 +146,7 @@ def report(run: Run) -> None:
         {**quality.figures(run), "below": quality.shortfall(run)},
         run.folder / "synthetic",
         run.prepare_options(),
+        gates=_gates_told(run),
         format=run.config.generate.format,
         workers=run.config.workers or 1,
         volume=r.volume,

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medgen.cohort.case import Case, LabelFile, Source
-from medgen.cohort.splits import assign, folds
+from medgen.cohort.splits import assign, folds, within
+from medgen.cohort.splits import given as folds_given
 from medgen.errors import InputError
 
 
@@ -87,3 +88,29 @@ def test_each_subject_validates_in_exactly_one_fold(n, k, seed):
         per_fold = [(side[f"c{2 * i:03d}"], side[f"c{2 * i + 1:03d}"]) for side in sides]
         assert per_fold.count(("val", "val")) == 1 and per_fold.count(("train", "train")) == k - 1
     assert all(side["c099"] == "test" for side in sides)
+
+
+def test_folds_that_a_file_gives():
+    cases = [case(i, f"s{i // 2}") for i in range(8)]
+    said = [{"train": ["c000", "c001", "c004"], "val": ["c002"]}, {"train": ["c002"], "val": ["c000"]}]
+    first, second = folds_given(cases, said, Path("f.json"))
+    assert [k for k, v in first.items() if v == "val"] == ["c002"] and first["c003"] == "test"
+    assert [k for k, v in second.items() if v != "test"] == ["c000", "c002"]
+    for wrong, word in (
+        (said[:1], "at least 2"),
+        ([said[0], {"train": ["c009"], "val": ["c000"]}], "'c009'"),
+        ([said[0], {"train": ["c000"], "val": []}], "fold 1 needs"),
+        ([said[0], {"train": ["c000"], "val": ["c001"]}], "'s0' on both sides"),
+    ):
+        with pytest.raises(InputError, match=word):
+            folds_given(cases, wrong, Path("f.json"))
+
+
+def test_what_validates_a_fold_has_no_part_in_its_model():
+    cases = [case(i, f"s{i // 2}", "train" if i < 6 else None) for i in range(20)] + [case(99, "t", "test")]
+    for outer in folds(cases, 5):
+        sides = within(cases, outer, validation=0.25, seed=0)
+        assert sides.keys() == outer.keys()
+        for name, side in outer.items():
+            assert (sides[name] in ("train", "val")) == (side == "train")
+        assert sum(v == "val" for v in sides.values()) == 4

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from medgen.cohort.schema import Covariate, Schema
 from medgen.errors import InputError
 from medgen.models.adaln_unet import build, factor

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from medgen.models.codec import Decoded
 from medgen.models.discriminator import (
     BandDiscriminator,

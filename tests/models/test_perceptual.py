@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from medgen.errors import InputError
-from medgen.models.perceptual import load_perceptual
 from monai.networks.nets.resnet import ResNetFeatures
 from safetensors.torch import save_file
+
+from medgen.errors import InputError
+from medgen.models.perceptual import load_perceptual
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from medgen.errors import InputError
 from medgen.models import haar
 from medgen.models.wavelet import build, stride

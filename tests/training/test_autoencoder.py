@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from medgen.models.wavelet import build
 from medgen.store.patches import PatchSampler
 from medgen.training.adversary import Adversary, AdversaryOptions
@@ -68,18 +69,18 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     schedule = Schedule(8, warmup=2, precision="float32", validate_every=100, checkpoint_seconds=0.0)
     whole = train(_task(), tmp_path / "whole", schedule, CPU)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     class Interrupted(AutoencoderTask):
         def step(self, step, share):
             if step == 5:
-                raise Killed
+                raise KilledError
             yield from super().step(step, share)
 
     cut = _task()
     cut.__class__ = Interrupted
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(cut, tmp_path / "cut", schedule, CPU)
     resumed = train(_task(), tmp_path / "cut", schedule, CPU)
     for name in whole:

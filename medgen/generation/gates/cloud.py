@@ -46,13 +46,15 @@ class Cloud:
         if len(points) < _PER_SCORE * len(names) or (points.std(axis=0) == 0).any():
             return None
         mean, std, correlation = _moments(points)
+        plain = [tuple(float(f"{v:.6g}") for v in line) for line in (mean, std, *correlation)]
         distances = [_squared(points[i], *_moments(np.delete(points, i, axis=0))) for i in range(len(points))]
         return Cloud(
-            tuple(names),
-            len(points),
-            *(tuple(float(f"{v:.6g}") for v in a) for a in (mean, std)),
-            tuple(tuple(float(f"{v:.6g}") for v in line) for line in correlation),
-            float(f"{np.quantile(distances, kept):.6g}"),
+            names=tuple(names),
+            n=len(points),
+            mean=plain[0],
+            std=plain[1],
+            correlation=tuple(plain[2:]),
+            far=float(f"{np.quantile(distances, kept):.6g}"),
         )
 
     def distance(self, scores: Mapping[str, float]) -> float | None:

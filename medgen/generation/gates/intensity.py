@@ -1,4 +1,4 @@
-"""Intensities in range, and spread over the range as the cohort's are."""
+"""Intensities in range, and on demand spread over the range as the cohort's are."""
 
 from collections.abc import Mapping
 
@@ -28,19 +28,20 @@ def measure(seen: Seen) -> Mapping[str, float]:
     return scores
 
 
-def build(context: Context, *, level: float = 0.001, beyond: float = 0.02) -> Judge:
-    """Reject images that leave the range, or fill it unlike any case of the cohort.
+def build(context: Context, *, level: float = 0.0, beyond: float = 0.02) -> Judge:
+    """Reject images that leave the range, and on demand those that fill it unlike any case of the cohort.
 
     Args:
-        context: the cohort's laws; without them the range alone is judged.
-        level: chance of rejecting a real case, at most about.
+        context: the cohort's laws.
+        level: chance of rejecting a real case, at most about, where the spread over the range is judged too; 0.001 is
+            a good value for a model that keeps the contrast. 0 judges the range alone.
         beyond: share of voxels that may lie outside [-1, 1] by more than an eighth of the range. They are clipped when
             the image is written; a codec rings a little at bright edges.
     """
 
     def judge(seen: Seen) -> Verdict:
         scores = dict(measure(seen))
-        faults = outside(scores, context.laws, level)
+        faults = outside(scores, context.laws, level) if level > 0 else {}
         for name, channel in zip(seen.channels, seen.image, strict=True):
             key = f"{name}.beyond"
             scores[key] = round(float((np.abs(channel) > 1 + _BEYOND).mean()), 5)
