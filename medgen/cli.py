@@ -408,6 +408,10 @@ def model_distil(
     minutes: Annotated[float | None, typer.Option(min=0.01, help="End of the training by the clock.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples at a time in training.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=1e-9)] = None,
+    drop: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.99, help="Chance of leaving covariates open; 0 for a model that needs them all."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
@@ -420,7 +424,7 @@ def model_distil(
     from medgen.progress import Display
     from medgen.stages.run import distillation, schedule_of
 
-    said = {"steps": steps, "kind": kind, "teacher_steps": teacher_steps}
+    said = {"steps": steps, "kind": kind, "teacher_steps": teacher_steps, "drop": drop}
     trained = {"steps": training_steps, "minutes": minutes, "batch": batch, "learning_rate": learning_rate}
     c = configs.DistilConfig()
     training = c.training.model_copy(update={name: value for name, value in trained.items() if value is not None})

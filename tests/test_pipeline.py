@@ -163,7 +163,7 @@ def test_mended_labels_train_again(tmp_path):
         ({"report": {"volume": "lesion_ml"}}, "report.volume 'lesion_ml'"),
         ({"autoencoder": {"patch": [10, 10, 10]}}, "multiples of 4"),
         ({"autoencoder": {"options": {"latent_channels": 0}}}, "autoencoder.options"),
-        ({"diffusion": {"network_options": {"head_channels": 0}}}, "diffusion.network_options"),
+        ({"diffusion": {"network_options": {"heads": 5}}}, "diffusion.network_options"),
     ],
 )
 def test_what_later_stages_cannot_do_is_refused_before_training(tmp_path, sections, word):

@@ -13,7 +13,7 @@ TINY = {
     },
     "diffusion": {
         "memorisation": {"samples": 3, "steps": 2},
-        "network_options": {"channels": [16, 16], "attention": [False, True], "head_channels": 8, "token_width": 16},
+        "network_options": {"channels": [16, 16], "middle_blocks": 1, "heads": 2, "token_width": 16, "embedding": 32},
         "training": {"steps": 6, "batch": 4, "precision": "float32", "warmup": 2, "log_every": 2, "validate_every": 3},
     },
     "generate": {"n": 3, "sampler": "euler", "steps": 3, "guidance": 1.5, "gates": "none"},

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from medgen.config.base import (
-    IntTriple,
     Options,
+    PatchTriple,
     PerLabel,
     Positive,
     Section,
@@ -147,7 +147,7 @@ class AutoencoderConfig(Section):
 
     kind: str = "wavelet"
     options: Options = {}
-    patch: IntTriple | None = None
+    patch: PatchTriple | None = None
     losses: LossesConfig = LossesConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     accept: AcceptConfig = AcceptConfig()

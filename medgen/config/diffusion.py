@@ -53,7 +53,7 @@ class DiffusionConfig(Section):
 
     process: str = "flow"
     process_options: Options = {}
-    network: str = "unet"
+    network: str = "adaln_unet"
     network_options: Options = {}
     drop_all: Share = 0.1
     drop_each: Share = 0.1

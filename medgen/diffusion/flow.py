@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from medgen.diffusion.process import row_means
+from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Network, Noise, Prediction, Sampler, expand
 
@@ -88,5 +89,13 @@ class Flow:
 
 
 def build(*, time_mean: float = 0.0, time_std: float = 1.0, shift: float = 1.0, t_max: float = 0.998) -> Flow:
-    """Build the process; see :class:`Flow`."""
+    """Build the process; see :class:`Flow`.
+
+    Raises:
+        InputError: a value that makes no process.
+    """
+    if not 0.5 < t_max < 1:
+        raise InputError(f"option 't_max' of diffusion 'flow' lies between 0.5 and 1, not at {t_max}")
+    if min(time_std, shift) <= 0:
+        raise InputError("diffusion 'flow' needs time_std and shift above 0")
     return Flow(time_mean, time_std, shift, t_max)

@@ -36,7 +36,8 @@ def detect(path: Path) -> bool:
 def read(path: Path, *, include_test: bool = False, fold: int = 0, texts: Sequence[str] | None = None) -> Cohort:
     """Read an nnU-Net v2 raw dataset.
 
-    Cases may lack channels or a label. ``splits_final.json``, where it lies beside ``dataset.json``, fixes the split.
+    Cases may lack channels or a label. ``splits_final.json``, where it lies beside ``dataset.json``, fixes the split;
+    cases that other folds use and this one does not are on the side ``test``.
 
     Args:
         path: the dataset's folder.
@@ -152,7 +153,9 @@ def _split(root: Path, fold: int, images: Mapping[str, Any]) -> dict[str, str]:
     split = {i: side for side, ids in found[fold].items() for i in ids}
     if unknown := sorted(set(split) - set(images)):
         raise InputError(f"{path} names '{unknown[0]}', which is not in imagesTr; make it again with nnU-Net")
-    return split
+    # A synthetic case of another fold may come from a model that has seen what validates here.
+    elsewhere = {i for other in found for ids in other.values() for i in ids} & set(images)
+    return dict.fromkeys(elsewhere, "test") | split
 
 
 def read_splits(path: Path) -> list[dict[str, tuple[str, ...]]]:

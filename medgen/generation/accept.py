@@ -195,6 +195,11 @@ class Acceptance:
             silent=dict(taken[0]["gates"]["silent"]) if taken else {},
         )
 
+    def tally(self, most: float) -> Tally:
+        """The dataset's draws, whichever runs they were made in; ``most`` of them may be rejected."""
+        by_gate = Counter({kind: int(found["rejected"]) for kind, found in self.by_gate.items() if found["rejected"]})
+        return Tally(most, self.draws, self.draws - self.accepted, by_gate)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with the share of draws that each gate accepted."""
         gates = {

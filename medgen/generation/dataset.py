@@ -179,14 +179,14 @@ def generate(
             if on_progress:
                 on_progress(len(indices) - len(waiting) + made + missed, len(indices))
     took = time.monotonic() - begin
-    if tally and missed:
-        tally.stop()
     told = "; ".join(f"{said} ({count})" for said, count in sorted(beyond.items()))
     acceptance = None
     if gates:
         sidecars = (writer.sidecar(sample_id) for sample_id in sorted(writer.committed()))
         acceptance = Acceptance.of(sidecars, left_out.records().values())
         left_out.report(acceptance.to_json())
+        if acceptance.left_out:  # also where an earlier run stopped there: what it left out is not drawn again
+            acceptance.tally(gates.setting.most).stop()
     found = len(indices) - len(waiting) - len(lost.keys() & mine)
     return Outcome(found, made, len(leftovers), told, took, background.waited_seconds, acceptance)
 

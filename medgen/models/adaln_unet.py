@@ -165,7 +165,7 @@ def _waves(time_B: torch.Tensor) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def factor(*, channels: Sequence[int] = (64, 128)) -> int:
+def factor(*, channels: Sequence[int] = (48, 96)) -> int:
     """The multiple that each latent axis must have."""
     return int(2 ** (len(channels) - 1))
 
@@ -174,9 +174,9 @@ def build(
     latent_channels: int,
     schema: Schema,
     *,
-    channels: Sequence[int] = (64, 128),
+    channels: Sequence[int] = (48, 96),
     blocks: int = 1,
-    middle_blocks: int = 4,
+    middle_blocks: int = 3,
     heads: int = 4,
     token_width: int = 64,
     embedding: int = 256,

@@ -64,7 +64,10 @@ def spectral(decoded: Decoded, image: torch.Tensor) -> torch.Tensor:
     total = low.new_zeros(())
     channels = image.shape[1]
     for _ in range(2):
-        bands = haar.analyse(low.flatten(0, 1))
+        x, y, z = (n // 2 * 2 for n in low.shape[3:])  # an odd extent's last voxel has no partner
+        if min(x, y, z) < 2:
+            break
+        bands = haar.analyse(low[..., :x, :y, :z].flatten(0, 1))
         low = bands[:, :channels].unflatten(0, (2, -1))
         if min(bands.shape[2:]) < 2:
             break

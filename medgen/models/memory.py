@@ -1,13 +1,11 @@
 """How much memory a network may take."""
 
-import os
-from pathlib import Path
-
 import torch
+
+from medgen.store import machine
 
 GPU_SHARE = 0.8
 CPU_SHARE = 0.25
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def budget_bytes(device: torch.device) -> int:
@@ -20,13 +18,4 @@ def budget_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(GPU_SHARE * (free + idle))
-    return int(CPU_SHARE * _machine_bytes())
-
-
-def _machine_bytes() -> int:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _LIMITS:
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
+    return int(CPU_SHARE * machine.memory_bytes())

@@ -21,7 +21,7 @@ from medgen.store.patches import PatchSampler
 from medgen.store.prepared import Prepared
 from medgen.training import checkpoint
 from medgen.training.adversary import AdversaryOptions
-from medgen.training.autoencoder import AutoencoderTask, LossWeights
+from medgen.training.autoencoder import VALIDATED, AutoencoderTask, LossWeights
 from medgen.training.checkpoint import load_average
 from medgen.training.distributed import world
 from medgen.training.ema import Ema
@@ -53,7 +53,7 @@ def autoencoder(run: Run) -> None:
     c, store = run.config.autoencoder, run.store
     held_out = [
         (np.asarray(store.image(i), dtype=np.float32), store.label(i) if store.cases[i].has_label else None)
-        for i in run.held_out_cases()
+        for i in run.held_out_cases()[:VALIDATED]
     ]
     augment = c.augment.values()
     sampler = patch_feed(

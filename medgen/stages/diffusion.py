@@ -8,6 +8,7 @@ import torch
 
 from medgen.cohort.schema import Value
 from medgen.generation.model import build_network
+from medgen.models import tiling
 from medgen.models.condition import ConditionEncoder
 from medgen.prepare import padding
 from medgen.registry import resolve
@@ -64,7 +65,7 @@ def diffusion(run: Run) -> None:
     @torch.no_grad()
     def draw(averaged: torch.nn.Module) -> np.ndarray:
         x = samples(averaged, min(_PANEL_SEEDS, len(asked)), 8)
-        out = codec.decode(stored.statistics.restore(x))
+        out = tiling.decode(codec, stored.statistics.restore(x), tile=g.tile)
         images = out.image.float().clamp(-1, 1).cpu().numpy()
         ids = None if out.label_logits is None else out.label_logits.argmax(dim=1).cpu().numpy()
         return rows_of_slices([(images[b], None if ids is None else ids[b]) for b in range(len(images))])

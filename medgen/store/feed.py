@@ -1,6 +1,5 @@
 """From a prepared cohort to a patch sampler: storage, centres, and a pool where the cohort does not fit."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from medgen.store import machine
 from medgen.store.augment import Augmentation
 from medgen.store.centres import Centres, Chances
 from medgen.store.patches import Kind, PatchSampler, to_uint8
@@ -75,8 +75,11 @@ def patch_feed(
     if fitting < len(cases):
         volumes = Pool(load, len(cases), resident=fitting, device=device, seed=seed, rank=rank)
     else:
-        columns = zip(*(load(number) for number in range(len(cases))), strict=True)
-        volumes = [torch.stack(column).to(device) for column in columns]
+        # Case by case into its place: the cohort is never held twice.
+        volumes = [torch.empty(len(cases), *a.shape, dtype=a.dtype, device=device) for a in load(0)]
+        for number in range(len(cases)):
+            for whole, own in zip(volumes, load(number), strict=True):
+                whole[number].copy_(own)
     return PatchSampler(
         volumes,
         patch,
@@ -94,4 +97,4 @@ def _memory_bytes(device: torch.device) -> int:
     """All memory of a device, not what is free: what is shown must not depend on who else is running."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine.memory_bytes()

@@ -17,6 +17,9 @@ from medgen.training.ema import Ema
 from medgen.training.optimiser import adamw
 from medgen.training.pictures import rows_of_slices
 
+VALIDATED = 4
+"""Held-out cases that a validation measures; no more need be held in memory."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -121,7 +124,7 @@ class AutoencoderTask:
         """PSNR (dB) and mean label Dice of whole held-out cases."""
         codec = self._averaged(averages)
         scores: dict[str, list[float]] = {"psnr": [], "dice": []}
-        for image, label in self.held_out[:4]:
+        for image, label in self.held_out[:VALIDATED]:
             out, ids = reconstruct(codec, image, label, self.device)
             scores["psnr"].append(psnr_db(out, image))
             if ids is not None and label is not None:

@@ -74,7 +74,8 @@ class World:
         anywhere = (flat[: len(parameters)] > 0).tolist()
         parts = (flat[len(parameters) :] / self.size).split([g.numel() for g in grads])
         for p, part, wanted in zip(parameters, parts, anywhere, strict=True):
-            p.grad = part.view_as(p).to(p.dtype) if wanted else None
+            # In the weight's own layout, which a fused optimiser takes for granted.
+            p.grad = torch.empty_like(p).copy_(part.view_as(p)) if wanted else None
 
     def average_buffers(self, modules: Mapping[str, nn.Module]) -> None:
         """Mean of floating buffers that a step has changed in each process (running statistics)."""

@@ -4,6 +4,7 @@ import torch
 from scipy import stats
 
 from medgen.diffusion import flow
+from medgen.errors import InputError
 from medgen.models.seam import expand
 from medgen.sampling import heun
 from tests.gaussian import MEAN, STD, exact_model, no_condition
@@ -68,3 +69,9 @@ def test_sigmas_fall_from_a_finite_start_to_zero():
     assert len(sigmas) == 8 and sigmas[-1] == 0
     assert (sigmas[1:] < sigmas[:-1]).all()
     assert float(sigmas[0]) == pytest.approx(99, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"t_max": 1.0}, {"t_max": 0.2}, {"shift": 0.0}, {"time_std": -1.0}])
+def test_values_that_make_no_process_are_refused(options):
+    with pytest.raises(InputError, match="diffusion 'flow'"):
+        flow.build(**options)

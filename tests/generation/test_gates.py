@@ -226,6 +226,8 @@ def test_bounds_keep_the_share_of_real_cases_they_promise():
     assert np.mean(kept) >= 0.99 and np.mean(near) >= 0.97
     assert Law.of([1.0, 2.0]).bounds(0.01) == (-math.inf, math.inf)
     assert Cloud.from_json(json.loads(json.dumps(cloud.to_json()))) == cloud
+    odd = [{"a": float(i == 0), "b": float(i % 7)} for i in range(20)]  # all but one case share a score
+    assert math.isfinite(Cloud.of("ab", odd).far)
 
 
 class TestNeighbour:
@@ -263,6 +265,8 @@ class TestNeighbour:
         assert "beside the model" in self.gates(run, None).silent["neighbour"]
         assert "beside the model" in self.gates(run, tmp_path_factory.mktemp("bare")).silent["neighbour"]
         assert "another experiment" in self.gates(run, folder / "model", std=2.0).silent["neighbour"]
+        (folder / "prepared" / "index.json").unlink()
+        assert "beside the model" in self.gates(run, folder / "model").silent["neighbour"]
 
 
 @pytest.mark.parametrize(

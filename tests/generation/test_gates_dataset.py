@@ -141,6 +141,9 @@ def test_gates_that_reject_most_draws_stop_the_run_with_advice(generator, tmp_pa
         make(generator, tmp_path / "many", n=6, gates=picky(1.0, attempts=8, most=0.8))
     with pytest.raises(BoundError, match="rejected 3 of 3"):
         make(generator, tmp_path / "few", n=1, gates=picky(1.0, attempts=3, most=0.8))
+    with pytest.raises(BoundError, match="rejected 3 of 3"):  # nothing is left to draw, and nothing was made
+        make(generator, tmp_path / "few", n=1, gates=picky(1.0, attempts=3, most=0.8))
+    assert make(generator, tmp_path / "few", n=1, gates=picky(1.0, attempts=3, most=1.0)).acceptance.left_out == 1
     assert not list(tmp_path.rglob("*.nii.gz"))
 
 

@@ -64,6 +64,12 @@ def test_spectral_loss_sees_strength_and_not_place() -> None:
     assert of(image.repeat(1, 1, 1, 1, 1) * 0) > of(smooth)
 
 
+@pytest.mark.parametrize("extent", [1, 2, 3, 6, 9])
+def test_spectral_loss_takes_any_extent(extent: int) -> None:
+    image = torch.randn(1, 1, extent, 8, 8)
+    assert torch.isfinite(spectral(Decoded(image * 0, None), image))
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_smallest_patch_gives_one_judgement(layers: int) -> None:
     net, n = BandDiscriminator(1, width=4, layers=layers), smallest_patch(layers)

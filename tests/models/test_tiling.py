@@ -6,6 +6,7 @@ from medgen.models import kl, memory, published_kl, tiling, unet, vq, wavelet
 from medgen.models.chain import Link
 from medgen.models.codec import Codec, Decoded, Gaussian
 from medgen.models.condition import ConditionEncoder
+from medgen.store import machine
 
 CODECS = {
     "kl": lambda: kl.build(1, 3, channels=(8, 8, 16), latent_channels=2),
@@ -137,12 +138,12 @@ def test_tiles_follow_from_the_room():
 
 def test_memory_on_a_cpu_is_the_machines_and_the_containers(monkeypatch, tmp_path):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(memory, "_LIMITS", ())
+    monkeypatch.setattr(machine, "LIMITS", ())
     whole = memory.budget_bytes(cpu)
     assert 1 << 27 < whole < 1 << 44
     limit = tmp_path / "memory.max"
     limit.write_text("1073741824\n")
-    monkeypatch.setattr(memory, "_LIMITS", (limit,))
+    monkeypatch.setattr(machine, "LIMITS", (limit,))
     assert memory.budget_bytes(cpu) == min(whole, 1 << 28)
     limit.write_text("max\n")
     assert memory.budget_bytes(cpu) == whole

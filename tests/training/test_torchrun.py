@@ -6,6 +6,8 @@ import sys
 import torch
 from safetensors.torch import load_file
 
+from medgen.training.distributed import World
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -69,3 +71,13 @@ def test_two_processes_hold_equal_weights_and_one_writes(tmp_path):
     assert float(first["spare"]) < 0.99, "what one process used is trained in both"
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert sum('"rollback"' in line for line in lines) == 1 and sum('"val_loss"' in line for line in lines) == 2
+
+
+def test_averaged_gradients_keep_their_weights_layout(monkeypatch):
+    # A fused optimiser steps along memory: a gradient of another layout would change the wrong weights.
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.mul_(2))
+    weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d))
+    own = torch.randn(4, 3, 2, 2, 2)
+    weight.grad = torch.empty_like(weight).copy_(own)
+    World(0, 2).average_gradients([weight])
+    assert weight.grad.stride() == weight.stride() and torch.allclose(weight.grad, own)

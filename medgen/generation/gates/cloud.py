@@ -47,7 +47,10 @@ class Cloud:
             return None
         mean, std, correlation = _moments(points)
         plain = [tuple(float(f"{v:.6g}") for v in line) for line in (mean, std, *correlation)]
-        distances = [_squared(points[i], *_moments(np.delete(points, i, axis=0))) for i in range(len(points))]
+        others = [np.delete(points, i, axis=0) for i in range(len(points))]
+        # A score that all cases but one share says nothing of how far that one lies.
+        known = [(p, o) for p, o in zip(points, others, strict=True) if (np.ptp(o, axis=0) > 0).all()]
+        distances = [_squared(p, *_moments(o)) for p, o in known]
         return Cloud(
             names=tuple(names),
             n=len(points),

@@ -16,7 +16,7 @@ import torch
 from medgen.errors import InputError
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 from medgen.store.latents import Latents, LatentStatistics
-from medgen.store.prepared import Prepared
+from medgen.store.prepared import INDEX, Prepared
 from medgen.training.memorisation import Memorisation, nearness
 
 ON = True
@@ -62,9 +62,10 @@ def recorded(*, quantile: float, run: Path) -> dict[str, float]:
 def _yardstick(context: Context, run: Path, quantile: float) -> Memorisation:
     folder = Path(run)
     if str(run) == ".":
-        if context.folder is None or not (context.folder.resolve().parent / "latents" / "index.json").is_file():
+        folder = Path() if context.folder is None else context.folder.resolve().parent
+        needed = (folder / "latents" / "index.json", folder / "prepared" / INDEX)
+        if context.folder is None or not all(path.is_file() for path in needed):
             raise CannotJudgeError("no latents of the training cases lie beside the model folder, and it holds none")
-        folder = context.folder.resolve().parent
     stored, store = Latents(folder / "latents"), Prepared.open(folder / "prepared")
     shape = tuple(context.latent_shape)
     ours = LatentStatistics(tuple(context.statistics["mean"]), tuple(context.statistics["std"]))
