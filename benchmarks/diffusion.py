@@ -126,7 +126,7 @@ def verdicts(bench: Bench, ours_found: Mapping[str, Any], peer_found: Mapping[st
         for by in ("generated_label", "segmenter", "segmenter_on_real")
     )
     said["ccc_generated_label"] = {"ours": label, "reached": label is not None and label >= 0.9}
-    reached = found is not None and real is not None and found >= 0.9 * real
+    reached = found is not None and real is not None and found >= 0.9 * real > 0
     said["ccc_segmenter"] = {"ours": found, "on_real": real, "reached": reached}
     return said
 

@@ -8,7 +8,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,23 @@ from medgen import config as experiments
 from medgen import pipeline
 from medgen.cohort.schema import volume_column
 from medgen.config import Config
-from medgen.evaluation.reference import Reference, measure_reference
-from medgen.files import digest
+from medgen.evaluation.reference import Measured, Reference, measure_reference
+from medgen.files import atomic, digest, sha256_file
+from medgen.generation.model import build_codec, build_network
+from medgen.measure.features import Projection
 from medgen.models.codec import Codec
+from medgen.segment.segmenter import WEIGHTS, Segmenter
 from medgen.segment.train import CLASSICAL, pairs_of
 from medgen.segment.train import train as train_segmenter
-from medgen.stages.codec import trained_codec
-from medgen.stages.run import Run
+from medgen.stages.codec import label_count, trained_codec
+from medgen.stages.conditions import fit_encoder
+from medgen.stages.run import Run, check
 from medgen.store.prepared import Prepared
 from medgen.training.precision import device_of
 
 FOR_EVER = 10**9
 PATCH = 32
+COMPONENTS, BLOCK = 16, 2  # of the features' projection; voxels whose mean the voxel space takes
 _FEW_LABELS = 2
 _USUAL_COLUMNS = ("age", "sex", "ventricles_ml")
 _STAGES = {stage.name: stage.work for stage in pipeline.STAGES}
@@ -124,7 +129,9 @@ def open_bench(options: argparse.Namespace) -> Bench:
     if options.network:
         raw["diffusion"]["network"] = options.network
     config = experiments.build(raw, "the benchmark's experiment", tuple(options.set))
-    multiple = Run(config, options.work, telling("")).grid_multiple()
+    run = Run(config, options.work, telling("benchmark"))
+    check(run)
+    multiple = run.grid_multiple()
     key = digest([str(options.data.resolve()), options.spacing, multiple])[:8]
     cohort = options.work / f"{options.data.name}-{key}"
     store = prepared(options.data, cohort / "prepared", options.spacing, multiple)
@@ -136,12 +143,19 @@ def open_bench(options: argparse.Namespace) -> Bench:
             "autoencoder": config.autoencoder.model_copy(update={"patch": patch}),
         }
     )
-    key = digest([config.autoencoder.model_dump(mode="json"), config.latents.model_dump(mode="json"), config.seed])[:8]
+    codec = shapes(build_codec(run.codec_kind(), len(store.channels), label_count(store)))
+    said = [config.autoencoder.model_dump(mode="json"), config.latents.model_dump(mode="json"), config.seed, codec]
+    key = digest(said)[:8]
     train, held_out = (len(store.indices(side)) for side in ("train", "val"))
     print(f"{train} training and {held_out} held-out cases of {store.shape} voxels at {store.spacing_mm} mm")
     print(f"conditions: {', '.join(columns)}")
     print(f"{torch.get_num_threads()} threads, {device_of(options.device)}, {os.cpu_count()} cores; work in {cohort}")
     return Bench(options, config, store, cohort / f"codec-{key}", columns)
+
+
+def shapes(module: torch.nn.Module) -> dict[str, list[int]]:
+    """Shapes of all weights: a kind whose defaults have changed is another network."""
+    return {name: list(t.shape) for name, t in module.state_dict().items()}
 
 
 def _columns(store: Prepared) -> list[str]:
@@ -166,9 +180,10 @@ def shared_codec(bench: Bench) -> Codec:
 def yardstick(bench: Bench) -> Reference:
     """The independent segmenter, trained on the real training cases, and what it says of all real cases."""
     tell, began = telling("real"), time.monotonic()
+    folder = bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}"
     segmenter = train_segmenter(
         pairs_of(bench.store, bench.store.indices("train")),
-        bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}",
+        folder,
         labels=len(bench.store.label_values),
         held_out=pairs_of(bench.store, bench.store.indices("val")),
         steps=bench.options.segmenter_steps,
@@ -176,13 +191,50 @@ def yardstick(bench: Bench) -> Reference:
         device=bench.options.device,
         on_progress=lambda done, total, remark: tell("segmenter", done, total, remark),
     )
-    found = measure_reference(
-        bench.store, segmenter, on_progress=lambda done, total, remark: tell("reference", done, total, remark)
-    )
+    # By weights and cases: what another segmenter said is measured again.
+    key = digest([sha256_file(folder / WEIGHTS), [case.key for case in bench.store.cases]])[:8]
+    path = folder / f"reference-{key}.npz"
+    if not path.exists():
+        measured = measure_reference(
+            bench.store,
+            segmenter,
+            components=COMPONENTS,
+            block=BLOCK,
+            on_progress=lambda done, total, remark: tell("reference", done, total, remark),
+        )
+        with atomic(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, inside=measured.inside, frame=measured.frame, **_arrays(measured))
+    found = _reference(bench.store, segmenter, path)
     dice = np.nanmean(found.held_out.dice, axis=0)
     named = ", ".join(f"{n} {d:.3f}" for n, d in zip(bench.store.label_names[1:], dice, strict=True))
     print(f"the segmenter's Dice on held-out cases: {named} ({time.monotonic() - began:.0f} s)", flush=True)
     return found
+
+
+def _arrays(reference: Reference) -> dict[str, np.ndarray]:
+    sides = {"train": reference.train, "held_out": reference.held_out}
+    return {f"{side}_{f.name}": getattr(found, f.name) for side, found in sides.items() for f in fields(Measured)}
+
+
+def _reference(store: Prepared, segmenter: Segmenter, path: Path) -> Reference:
+    """The reference from its arrays; for the values, :func:`medgen.evaluation.reference.measure_reference`."""
+    with np.load(path, allow_pickle=False) as a:
+        train, held_out = (
+            Measured(**{f.name: a[f"{side}_{f.name}"] for f in fields(Measured)}) for side in ("train", "held_out")
+        )
+        inside, frame = a["inside"], a["frame"]
+    return Reference(
+        store=store,
+        segmenter=segmenter,
+        inside=inside,
+        frame=frame,
+        block=BLOCK,
+        train_cases=store.indices("train"),
+        held_out_cases=store.indices("val"),
+        train=train,
+        held_out=held_out,
+        projection=Projection.fit(train.features, COMPONENTS),
+    )
 
 
 def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, store: Prepared | None = None) -> Path:
@@ -199,13 +251,17 @@ def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, sto
     config = Config.model_validate(raw)
     rows = [dict(case.covariates) for case in store.cases] if store else None
     said = [config.diffusion.model_dump(mode="json"), config.generate.model_dump(mode="json"), bench.columns, rows]
+    run = bench.run(bench.folder, config, store)
+    codec = build_codec(run.codec_kind(), len(bench.store.channels), label_count(bench.store))
+    network = build_network(run.network_kind(), codec.latent_channels, fit_encoder(run)[0].schema)
+    said.append(shapes(network))
     folder = bench.folder / "arms" / f"{name}-{digest(said)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     for shared in ("autoencoder", "latents"):
         if not (folder / shared).exists():
             (folder / shared).symlink_to(Path("../..") / shared, target_is_directory=True)
     if not (folder / "model" / "model.json").exists():
-        run = bench.run(folder, config, store)
+        run = replace(run, folder=folder, progress=telling(folder.name))
         _STAGES["diffusion"](run)
         _STAGES["model"](run)
     return folder / "model"

@@ -81,7 +81,16 @@ def test_the_tutorial_sees_covariates_between_0_and_1(load, tiny_run):
 def test_each_goes_through_and_uses_the_work_of_before(load, phantoms, tmp_path, monkeypatch, capsys):
     small = ("--minutes", "0.05", "--codec-minutes", "0.05", "--segmenter-steps", "4", "--n", "8", "--batch", "8")
     shared = ("--data", phantoms, "--work", tmp_path / "work", "--device", "cpu", *small)
-    shared = (*shared, "--set", f"diffusion.network_options={SMALL}", "--set", "diffusion.memorisation.samples=0")
+    shared = (
+        *shared,
+        "--network",
+        "unet",
+        "--set",
+        f"diffusion.network_options={SMALL}",
+        "--set",
+        "diffusion.memorisation.samples=0",
+    )
+    monkeypatch.setattr(load("diffusion_peer"), "TIMESTEPS", 60)
     call(load("diffusion"), monkeypatch, *shared, "--json", tmp_path / "a.json")
     found = read_json(tmp_path / "a.json")
     assert set(found) == {"floor", "ours", "monai", "details"} and set(found["floor"]) == {"mmd", "frechet"}

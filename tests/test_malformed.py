@@ -354,8 +354,8 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "joint missing": (changed("model.json", lambda raw: raw.replace(b'"joint"', b'"joints"')), "damaged"),
     "codec of another kind": (
-        changed("model.json", lambda raw: raw.replace(b'"kind": "kl"', b'"kind": "kll"')),
-        "did you mean 'kl'",
+        changed("model.json", lambda raw: raw.replace(b'"kind": "wavelet"', b'"kind": "wavlet"')),
+        "did you mean 'wavelet'",
     ),
     "another codec's options": (
         changed("model.json", lambda raw: raw.replace(b'"latent_channels": 2', b'"latent_chanels": 2')),

@@ -115,7 +115,7 @@ class BidsWriter:
         folds.write_folds(self.out, self.info, sidecars, lambda sample_id: f"sub-{sample_id}")
         lists = [folds.SPLITS, folds.DATALIST.format("*")] if self.info.splits else []
         # The contact sheet and what the gates say are for people, not for the validator.
-        refresh(self.out / ".bidsignore", "\n".join(["contact_sheet.png", "medgen_gates/", *lists, *unknown]) + "\n")
+        refresh(self.out / ".bidsignore", "\n".join(["contact_sheet.png", "medgen_gates", "medgen_gates/**", *lists, *unknown]) + "\n")
         refresh(self.out / "README.md", self._readme(sidecars))
 
     def _readme(self, sidecars: Mapping[str, Any]) -> str:

@@ -223,7 +223,7 @@ def _check_crops(run: Run) -> None:
     """Refuse latent patches that the network cannot take."""
     d = run.config.diffusion
     if d.patch is None:
-        if "full_share" in d.model_fields_set and d.full_share < 1:
+        if d.full_share not in (1.0, type(d).model_fields["full_share"].default):
             raise InputError("diffusion.full_share says how often a step is whole beside patches; set diffusion.patch")
         return
     multiple = _with_known(resolve("models", d.network, "factor"), d.network_options)

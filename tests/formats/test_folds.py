@@ -43,6 +43,11 @@ def test_splits_name_what_is_there(kind: str, tmp_path: Path) -> None:
         medgen.datalist(out, fold=2)
 
 
+def test_a_training_on_one_fold_leaves_the_other_folds_synthetic_cases_out(tmp_path: Path) -> None:
+    sides = {c.case_id: c.split for c in read_cohort(written("nnunet", tmp_path), fold=1).cases}
+    assert sides["fold2syn0"] == "train" and sides["fold1syn0"] == "test" and sides["pat_1"] == "val"
+
+
 @pytest.mark.parametrize("kind", ["nnunet", "decathlon"])
 def test_monai_reads_a_fold(kind: str, tmp_path: Path) -> None:
     from monai.auto3dseg.utils import datafold_read

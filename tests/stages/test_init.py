@@ -113,7 +113,7 @@ def test_the_first_step_is_the_models(tiny_run):
             {"autoencoder": {"options": {"channels": [8, 16, 32]}}},
             r"options.channels is \[8, 16, 32\], but",
         ),
-        ({"autoencoder": {"options": {"res_blocks": 2}}}, "autoencoder.options.res_blocks is 2, but .* has 1"),
+        ({"autoencoder": {"options": {"label_width": 2}}}, "autoencoder.options.label_width is 2, but .* has 4"),
         ({"diffusion": {"process_options": {"shift": 7.0}}}, "diffusion.process_options.shift is 7.0, but"),
         ({"diffusion": {"network_options": {"channels": [16, 32]}}}, "diffusion.network_options.channels"),
     ],
@@ -124,7 +124,7 @@ def test_what_the_config_says_otherwise_than_the_model_is_named(tiny_run, sectio
 
 
 def test_the_same_said_twice_is_no_difference(tiny_run):
-    same = {"autoencoder": {"kind": "kl", "options": {"res_blocks": 1, "channels": (8, 16, 16)}}}
+    same = {"autoencoder": {"kind": "wavelet", "options": {"label_width": 4, "channels": (8, 16)}}}
     cfg = ancestor.with_ancestor(starting(tiny_run / "model", **same))
     assert cfg.autoencoder.options == TINY["autoencoder"]["options"]
     other = {"diffusion": {"process_options": {"shift": 7.0}}}
