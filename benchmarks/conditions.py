@@ -255,12 +255,13 @@ def but_not(ours: Arm) -> dict[str, Any]:
 
 def lacking(store: Prepared, columns: Sequence[str], share: float) -> Prepared:
     """The cohort with a share of the training cases' entries missing at random."""
-    rng = np.random.default_rng(SEED)
-    cases = []
-    for case in store.cases:
-        gone = {c for c in columns if rng.random() < share}
-        cells = {name: None if name in gone else value for name, value in case.covariates.items()}
-        cases.append(replace(case, covariates=cells) if case.split == "train" else case)
+    entries = [(i, c) for i in store.indices("train") for c in columns]
+    chosen = np.random.default_rng(SEED).permutation(len(entries))[: round(share * len(entries))]
+    gone = {entries[k] for k in chosen}
+    cases = [
+        replace(case, covariates={c: None if (i, c) in gone else v for c, v in case.covariates.items()})
+        for i, case in enumerate(store.cases)
+    ]
     return replace(store, cases=tuple(cases))
 
 

@@ -64,7 +64,7 @@ class TutorialDiffusion:
         set_determinism(42)
         self.device, self.latent_shape = device, latent_shape
         self.padded = tuple(-(-n // FACTOR) * FACTOR for n in latent_shape[1:])
-        self.betas = {"schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195}
+        self.betas: dict[str, Any] = {"schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195}
         self.posteriors = _Posteriors()
         self.scale = 1.0
         self.unet = DiffusionModelUNet(

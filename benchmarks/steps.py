@@ -42,7 +42,7 @@ SAMPLERS = {
 }
 EVALUATIONS = (2, 4, 8, 16, 32, 64)
 MOST_OF_A_STUDENT = 8
-_QUICK = {"resamples": 200, "pairs": 40}
+_LEAST = 0.1  # of what a logarithmic axis shows: an excess may be 0 or below
 
 Cell = dict[str, Any]
 
@@ -93,7 +93,7 @@ def of_model(
             steps = steps_within(loaded.model.process, sampler, count)
             generator = Generator(loaded.model, Drawing(sampler, {}, steps, loaded.drawing.guidance), loaded.context)
             drawn = our_samples(bench, generator, model.parent, f"{model.name}-{sampler}-{count}", rows, codec)
-            found = figures(bench, reference, model.parent, drawn, requests, **_QUICK)
+            found = figures(bench, reference, model.parent, drawn, requests, resamples=200, pairs=40)
             made = cell(bench, found, drawn) | {"steps": steps}
             table.setdefault(sampler, {})[str(count)] = made
             print(f"{model.parent.name} {model.name} {sampler} {count}: {made}", flush=True)
@@ -108,7 +108,7 @@ def of_tutorial(
     requests, made, floor = uniform_requests(bench, bench.options.n), {}, {}
     for sampling in ("ddim_50_clipped", "ddim_50_unclipped"):
         drawn = tutorial_samples(bench, peer, folder, sampling, rows, codec)
-        found = figures(bench, reference, folder, drawn, requests, **_QUICK)
+        found = figures(bench, reference, folder, drawn, requests, resamples=200, pairs=40)
         made[sampling] = cell(bench, found, drawn)
         floor = {key: found["floor"][key]["value"] for key in ("frechet", "mmd")}
         print(f"tutorial {sampling}: {made[sampling]}", flush=True)
@@ -156,18 +156,19 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     panels = (("frechet_excess", "Fréchet distance above the floor", "log"), ("ccc", "CCC of volumes", "linear"))
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
     styles = {"flow": "-", "vp": "--", "edm": "-.", "distilled": ":"}
+    evaluations = sorted({int(n) for _, cells in lines(result["table"]) for n in cells})
     for axis, (key, words, scale) in zip(axes, panels, strict=True):
+        least = _LEAST if scale == "log" else -1.0
         for name, cells in lines(result["table"]):
-            points = [(int(n), c[key]) for n, c in cells.items() if c[key] is not None]
+            points = [(int(n), max(c[key], least)) for n, c in cells.items() if c[key] is not None]
             axis.plot(*zip(*points, strict=True), styles.get(name.split()[0], "-"), marker="o", ms=3, label=name)
-        for name, made in result["tutorial"].items():
+        for (name, made), style in zip(result["tutorial"].items(), ("-", "--"), strict=True):
             if made[key] is not None:
-                axis.axhline(made[key], color="grey", lw=0.8)
-                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "fontsize": 6}
-                axis.annotate(f"tutorial {name}", (1, made[key]), **place)
-        axis.set(xscale="log", yscale="symlog" if scale == "log" else scale, xlabel="evaluations", title=words)
-        axis.set_xticks([int(n) for n in EVALUATIONS], [str(n) for n in EVALUATIONS])
-    axes[0].legend(fontsize=7)
+                axis.axhline(max(made[key], least), color="grey", ls=style, lw=0.8, label=f"tutorial {name}")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(evaluations, [str(n) for n in evaluations])
+        axis.set(yscale=scale, xlabel="evaluations", title=words)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

@@ -89,7 +89,9 @@ def _prepared(run: Run) -> Any:
 def _codec(run: Run) -> Any:
     # A codec that is kept as it is depends on nothing that the config says of its training.
     how = "frozen" if is_frozen(run) else _training(run.config.autoencoder)
-    return [how, run.config.seed, *hashed(run, "autoencoder")]
+    weights = run.config.autoencoder.losses.perceptual_weights
+    by_content = [sha256_file(weights)] if weights and weights.is_file() else []
+    return [how, run.config.seed, *by_content, *hashed(run, "autoencoder")]
 
 
 def _latents(run: Run) -> Any:

@@ -156,6 +156,17 @@ class AutoencoderConfig(Section):
     training: CodecTrainingConfig = CodecTrainingConfig()
 
 
+class CopiesConfig(AugmentConfig):
+    """How far augmented encodings go, by default not far."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] | Triple = 4.0
+    scale: Annotated[float, Field(ge=0, le=1)] = 0.04
+    translate_voxels: Annotated[float, Field(ge=0)] = 1.0
+    intensity_scale: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    intensity_shift: Annotated[float, Field(ge=0, le=1)] = 0.04
+    gamma: Annotated[float, Field(ge=0, le=3)] = 0.1
+
+
 class LatentsConfig(Section):
     """Encoding of the cohort. ``mirror`` adds a left-right flipped encoding of every case (only where sides match).
 
@@ -166,9 +177,7 @@ class LatentsConfig(Section):
 
     mirror: bool = False
     copies: Annotated[int, Field(ge=0)] = 0
-    augment: AugmentConfig = AugmentConfig(
-        rotate_degrees=4.0, scale=0.04, translate_voxels=1.0, intensity_scale=0.04, intensity_shift=0.04, gamma=0.1
-    )
+    augment: CopiesConfig = CopiesConfig()
     tile: Positive | None = None
 
     @model_validator(mode="after")

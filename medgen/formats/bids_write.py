@@ -23,6 +23,7 @@ from medgen.formats.writer import DatasetInfo, Ledger, check_sample, refresh
 from medgen.volume import write_volume
 
 BIDS_VERSION = "1.10.0"
+_OURS = ("contact_sheet.png", "medgen_gates", "medgen_gates/**")
 _SUFFIXES = re.compile(
     r"T1w|T2w|PDw|T2starw|FLAIR|inplaneT[12]|PDT2|angio|T2star|FLASH|PD|UNIT1|T1rho|Chimap|MTsat|"
     r"(?:T1|T2|T2star|R1|R2|R2star|PD|MTR|MWF|MTV|PDT2|S0|M0)map"
@@ -115,7 +116,10 @@ class BidsWriter:
         folds.write_folds(self.out, self.info, sidecars, lambda sample_id: f"sub-{sample_id}")
         lists = [folds.SPLITS, folds.DATALIST.format("*")] if self.info.splits else []
         # The contact sheet and what the gates say are for people, not for the validator.
-        refresh(self.out / ".bidsignore", "\n".join(["contact_sheet.png", "medgen_gates", "medgen_gates/**", *lists, *unknown]) + "\n")
+        refresh(
+            self.out / ".bidsignore",
+            "\n".join([*_OURS, *lists, *unknown]) + "\n",
+        )
         refresh(self.out / "README.md", self._readme(sidecars))
 
     def _readme(self, sidecars: Mapping[str, Any]) -> str:

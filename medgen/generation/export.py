@@ -12,6 +12,8 @@ from medgen.formats.nnunet import read_splits
 from medgen.generation.dataset import dataset_info
 from medgen.generation.generator import Generator
 
+_SAME = ("model_sha256", "seed", "request", "drawing")
+
 
 def export(samples: Iterable[Sample], out: str | Path, generator: Generator, *, format: str = "bids") -> int:
     """Write samples drawn one by one as a dataset; those already there are left alone.
@@ -34,7 +36,7 @@ def export(samples: Iterable[Sample], out: str | Path, generator: Generator, *, 
         for sample in samples:
             if sample.sample_id in there:
                 known = writer.sidecar(sample.sample_id)
-                if any(known.get(key) != sample.sidecar.get(key) for key in ("model_sha256", "seed", "request")):
+                if any(known.get(key) != sample.sidecar.get(key) for key in _SAME):
                     raise InputError(f"{out} holds another sample {sample.sample_id}; give each sample its own index")
                 continue
             writer.write(sample)

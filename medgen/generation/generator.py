@@ -202,7 +202,16 @@ class Generator:
                 yield Draft(latents[b].float().cpu(), images[b], own, row, key)
 
     def finish(self, draft: Draft) -> Sample:
-        """Bring a draft to the grid and the units of the training case that lends them."""
+        """Bring a draft to the grid and the units of the training case that lends them.
+
+        Raises:
+            InputError: the draft holds what is no number.
+        """
+        if not np.isfinite(draft.image).all():
+            raise InputError(
+                f"sample {draft.key.index} of the model {self.model.spec.name} is not finite; lower the guidance, take "
+                "more steps or turn steering off"
+            )
         return self._sample(draft.image.clip(-1, 1), draft.probabilities, draft.row, draft.key)
 
     def condition(self, rows: Sequence[Row], keys: Sequence[Key]) -> Condition:

@@ -83,6 +83,8 @@ class MixedSampler:
     ) -> None:
         if not real:
             raise InputError("there is no real case to mix with; training on synthetic cases alone needs no mixing")
+        if seed < 0:
+            raise InputError(f"the seed of a mixed dataset is 0 or more, not {seed}")
         self.epoch, self.seed = 0, seed
         self._real = len(real)
         stratum = stratum_of(by)
@@ -156,7 +158,7 @@ def stratum_of(by: str) -> Callable[[Row], str]:
 
 def _cell(row: Row, name: str, width: float) -> str:
     value = row.get(name)
-    if value is None:
+    if value is None or value != value:  # not a number
         raise InputError(f"case {row.get('case_id', '?')} has no value of '{name}'; take other columns for the strata")
     if width > 0:
         if isinstance(value, str):

@@ -27,7 +27,7 @@ class HybridUNet(nn.Module):
     def __init__(self, unet: DiffusionModelUNet, columns: tuple[str, ...], levels: int) -> None:
         super().__init__()
         self.unet = unet
-        self.columns = columns
+        self.columns = self.without_null = columns
         self.factor = 2 ** (levels - 1)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:

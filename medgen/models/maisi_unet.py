@@ -41,6 +41,7 @@ class MaisiUNet(nn.Module):
         super().__init__()
         self.unet = unet
         self.columns, self.codes, self.spacing_mm, self.negate = columns, codes, spacing_mm, negate
+        self.without_null = REGION_COLUMNS if unet.include_top_region_index_input else ()
         self.factor = 2 ** (levels - 1)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:

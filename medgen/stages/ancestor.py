@@ -80,6 +80,12 @@ def check_ancestor(run: Run) -> None:
             f"init: the model {ancestor.spec.name} has the image channels {', '.join(theirs)} and the cohort "
             f"{', '.join(ours)}; name the model's in its order in prepare.channels, or take another model"
         )
+    d, without_null = run.config.diffusion, getattr(ancestor.network, "without_null", ())
+    if init.network == "train" and without_null and (d.drop_all > 0 or d.drop_each > 0):
+        raise InputError(
+            f"init: the model {ancestor.spec.name} has no null for {', '.join(without_null)}, so nothing can be "
+            "dropped in its training; set diffusion.drop_all and diffusion.drop_each to 0"
+        )
     if init.codec == "frozen":
         names = run.store.label_names
         known = same_labels(ancestor.spec.label_names, names)

@@ -45,8 +45,9 @@ def diffusion(run: Run) -> None:
     torch.manual_seed(run.config.seed)
     fresh = build_network(run.network_kind(), train_set.mean.shape[1], encoder.schema).to(device)
     network = start_network(run, fresh, encoder)
-    g, m = run.config.generate, c.memorisation
-    sampler = partial(resolve("sampling", g.sampler, "sample"), **g.sampler_options)
+    m = c.memorisation
+    # Always the same solver: which weights are kept must not depend on how samples are drawn later.
+    sampler = resolve("sampling", "heun", "sample")
     # What new patients would ask for; without held-out cases, what the training cases have.
     asked = (held_out or train_set).cond
 
@@ -65,7 +66,7 @@ def diffusion(run: Run) -> None:
     @torch.no_grad()
     def draw(averaged: torch.nn.Module) -> np.ndarray:
         x = samples(averaged, min(_PANEL_SEEDS, len(asked)), 8)
-        out = tiling.decode(codec, stored.statistics.restore(x), tile=g.tile)
+        out = tiling.decode(codec, stored.statistics.restore(x), tile=run.config.generate.tile)
         images = out.image.float().clamp(-1, 1).cpu().numpy()
         ids = None if out.label_logits is None else out.label_logits.argmax(dim=1).cpu().numpy()
         return rows_of_slices([(images[b], None if ids is None else ids[b]) for b in range(len(images))])

@@ -209,6 +209,8 @@ def check(run: Run) -> None:
             f"autoencoder.patch {list(patch)} is too small for the adversary: {adversary.layers} layers need {least} "
             "voxels along each axis; enlarge it or set autoencoder.adversary.weight to 0"
         )
+    if patch and adversary.weight > 0 and any(n % 2 for n in patch):
+        raise InputError(f"autoencoder.patch {list(patch)} must be even along each axis for the adversary's bands")
     perceptual = c.autoencoder.losses.perceptual_weights
     if perceptual is not None and not perceptual.is_file():
         raise InputError(f"autoencoder.losses.perceptual_weights {perceptual} does not exist; give a MedicalNet file")

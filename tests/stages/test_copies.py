@@ -40,7 +40,7 @@ def test_copies_have_their_volumes_measured_again(tiny_run):
 
 def test_copies_that_change_nothing_are_refused():
     with pytest.raises(InputError, match="copies would all equal their case"):
-        config.build({"name": "a", "latents": {"copies": 2, "augment": {}}}, "test")
+        config.build({"name": "a", "latents": {"copies": 2, "augment": {"chance": 0.0}}}, "test")
 
 
 @pytest.mark.parametrize(

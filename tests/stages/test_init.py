@@ -148,19 +148,21 @@ def test_a_wrong_init_is_one_sentence(tmp_path, init, word):
 
 
 def test_channels_and_frozen_labels_must_be_the_models(tiny_run):
-    def check(channels=("T1w",), names=("background", "GM"), codec="train"):
+    def check(channels=("T1w",), names=("background", "GM"), codec="train", without_null=()):
         store = SimpleNamespace(channels=channels, label_names=names)
-        init = SimpleNamespace(codec=codec)
+        init = SimpleNamespace(codec=codec, network="train")
         model = load_model(tiny_run / "model", CPU)
-        ancestor.check_ancestor(SimpleNamespace(ancestor=model, store=store, config=SimpleNamespace(init=init)))
+        model.network.without_null = without_null
+        asked = SimpleNamespace(init=init, diffusion=SimpleNamespace(drop_all=0.1, drop_each=0.0))
+        ancestor.check_ancestor(SimpleNamespace(ancestor=model, store=store, config=asked))
 
     check()
     check(names=("background", "lesion"))
     check(names=("background", "gm"), codec="frozen")
-    with pytest.raises(
-        InputError, match=r"channels T1w and the cohort T1w, FLAIR; .* prepare.channels"
-    ):
+    with pytest.raises(InputError, match=r"channels T1w and the cohort T1w, FLAIR; .* prepare.channels"):
         check(channels=("T1w", "FLAIR"))
+    with pytest.raises(InputError, match="no null for age, .*drop_all"):
+        check(without_null=("age",))
     with pytest.raises(InputError, match=r"knows no label lesion \(it has CSF, GM, WM, Ventricles\)"):
         check(names=("background", "lesion"), codec="frozen")
 
