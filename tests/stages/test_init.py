@@ -161,7 +161,7 @@ def test_channels_and_frozen_labels_must_be_the_models(tiny_run):
     check(names=("background", "gm"), codec="frozen")
     with pytest.raises(InputError, match=r"channels T1w and the cohort T1w, FLAIR; .* prepare.channels"):
         check(channels=("T1w", "FLAIR"))
-    with pytest.raises(InputError, match="no null for age, .*drop_all"):
+    with pytest.raises(InputError, match=r"no null for age, .*drop_all"):
         check(without_null=("age",))
     with pytest.raises(InputError, match=r"knows no label lesion \(it has CSF, GM, WM, Ventricles\)"):
         check(names=("background", "lesion"), codec="frozen")
