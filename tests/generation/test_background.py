@@ -82,6 +82,7 @@ def test_a_full_disk_leaves_a_dataset_that_can_be_read(kind, tmp_path, monkeypat
             taken[0] += 1
             full = taken[0] > 11
         if full:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)  # as the real one does before it writes
             Path(path).with_name(f".partial-1-{Path(path).name}").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         write_volume(path, volume)
