@@ -124,7 +124,8 @@ def open_bench(options: argparse.Namespace) -> Bench:
         "device": options.device,
         "data": {"root": str(options.data), "validation": 0.2},
         "autoencoder": {"kind": "wavelet", "training": {"steps": FOR_EVER, "minutes": options.codec_minutes}},
-        "diffusion": {"training": {"steps": FOR_EVER, "minutes": options.minutes}},
+        # The last weights, as the peer's: the held-out cases are what both are measured against, and choose nothing.
+        "diffusion": {"keep": "last", "ema": "long", "training": {"steps": FOR_EVER, "minutes": options.minutes}},
     }
     if options.network:
         raw["diffusion"]["network"] = options.network
