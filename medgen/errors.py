@@ -15,3 +15,8 @@ class BoundError(InputError):
 
 class ExtrapolationWarning(UserWarning):
     """What is asked for lies beyond the cohort that a model was trained on."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library says of a failure, short enough for one sentence."""
+    return str(error).strip().split("\n")[0][:160]

@@ -22,7 +22,7 @@ from medgen.compat.originals import generative_autoencoder, generative_unet, loa
 from medgen.compat.rename import renamed
 from medgen.compat.shapes import UNetShape, autoencoder_shape, unet_shape
 from medgen.compat.source import Source, State
-from medgen.compat.verify import codec_difference, difference, random_input
+from medgen.compat.verify import difference, random_input, verified_codec
 from medgen.errors import InputError
 from medgen.models import hybrid_unet, published_kl
 from medgen.models.condition import Condition
@@ -172,10 +172,7 @@ def _codec(
     options: Mapping[str, Any], original_options: Mapping[str, Any], state: State, path: Path
 ) -> tuple[State, float]:
     original = generative_autoencoder(original_options, state, path)
-    with torch.device("meta"):
-        ours = published_kl.build(original_options["in_channels"], 0, **options)
-    load_strictly(ours, {f"net.{key}": t for key, t in renamed(state).items()}, path)
-    return ours.state_dict(), codec_difference(original, ours, path)
+    return verified_codec(original, original_options["in_channels"], options, renamed(state), path)
 
 
 def _unet(

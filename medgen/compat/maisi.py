@@ -20,7 +20,7 @@ from medgen.compat.options import codec_options, groups_fit, heads_fit, vp_optio
 from medgen.compat.originals import load_strictly, maisi_autoencoder, maisi_unet
 from medgen.compat.shapes import UNetShape, autoencoder_shape, unet_shape
 from medgen.compat.source import Source, State
-from medgen.compat.verify import codec_difference, difference, random_input
+from medgen.compat.verify import difference, random_input, verified_codec
 from medgen.errors import InputError
 from medgen.models import maisi_unet as network
 from medgen.models import published_kl
@@ -228,10 +228,7 @@ def _codec(
     # One split and float32 norms: MAISI splits convolutions and halves norms to save memory.
     plain = {"num_splits": 1, "norm_float16": False, "include_fc": options["include_fc"]}
     original = maisi_autoencoder({**original_options, **plain}, state, path)
-    with torch.device("meta"):
-        ours = published_kl.build(original_options["in_channels"], 0, **options)
-    load_strictly(ours, {f"net.{key}": t for key, t in state.items()}, path)
-    return ours.state_dict(), codec_difference(original, ours, path)
+    return verified_codec(original, original_options["in_channels"], options, state, path)
 
 
 def _unet(

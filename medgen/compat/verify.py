@@ -1,11 +1,15 @@
 """Whether two networks say the same of the same input."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from medgen.compat.originals import load_strictly
+from medgen.compat.source import State
 from medgen.errors import InputError
+from medgen.models import published_kl
 from medgen.models.published_kl import PublishedKL
 
 TOLERANCE = 1e-5
@@ -54,3 +58,21 @@ def codec_difference(original: Any, ours: PublishedKL, path: Path) -> float:
             (decoded, (ours.decode(mean).image + 1.0) / 2.0),
         )
     return max(difference(a, b, "autoencoder", path) for a, b in pairs)
+
+
+def verified_codec(
+    original: Any, image_channels: int, options: Mapping[str, Any], state: State, path: Path
+) -> tuple[State, float]:
+    """Our codec's weights from a file's, by our names, and its difference to the original.
+
+    Args:
+        original: the network that the weights were trained in, with them.
+        image_channels: C.
+        options: of :func:`medgen.models.published_kl.build`.
+        state: the file's weights, renamed where the layout is older than ours.
+        path: of the file.
+    """
+    with torch.device("meta"):
+        ours = published_kl.build(image_channels, 0, **options)
+    load_strictly(ours, {f"net.{key}": t for key, t in state.items()}, path)
+    return ours.state_dict(), codec_difference(original, ours, path)

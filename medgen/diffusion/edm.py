@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medgen.diffusion.process import row_means
+from medgen.diffusion.process import drawn, rho_levels, row_means
 from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Network, Noise, Prediction, Sampler, expand
@@ -93,18 +93,14 @@ class Edm:
 
     def sigmas(self, steps: int) -> torch.Tensor:
         """Noise levels (steps + 1,): the rho-schedule from sigma_max to sigma_min (equation 5), then 0."""
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        falling = high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)
-        return torch.cat([falling**self.rho, torch.zeros(1, dtype=torch.float64)]).float()
+        levels = rho_levels(self.sigma_max, self.sigma_min, steps, self.rho)
+        return torch.cat([levels, torch.zeros(1, dtype=torch.float64)]).float()
 
     def sample(
         self, model: Model, shape: Sequence[int], cond: Condition, sampler: Sampler, noise: Noise, *, steps: int
     ) -> torch.Tensor:
         """Draw latents of ``shape`` (B, C, X, Y, Z) from sigma_max * noise (algorithm 1)."""
-        sigmas = self.sigmas(steps).to(cond.values.device)
-        x = sigmas[0] * noise(0)
-        assert tuple(x.shape) == tuple(shape), f"noise of shape {tuple(x.shape)} for latents of shape {tuple(shape)}"
-        return sampler(model, x, sigmas, cond, noise=noise)
+        return drawn(model, shape, cond, sampler, noise, self.sigmas(steps))
 
 
 def build(

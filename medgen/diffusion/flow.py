@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medgen.diffusion.process import row_means
+from medgen.diffusion.process import drawn, row_means
 from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Network, Noise, Prediction, Sampler, expand
@@ -81,11 +81,8 @@ class Flow:
         self, model: Model, shape: Sequence[int], cond: Condition, sampler: Sampler, noise: Noise, *, steps: int
     ) -> torch.Tensor:
         """Draw latents of ``shape`` (B, C, X, Y, Z) from noise."""
-        sigmas = self.sigmas(steps).to(cond.values.device)
         # At t_max the path is (1 - t_max) x0 + t_max noise; its mean is unknown and small, so only the noise starts.
-        x = sigmas[0] * noise(0)
-        assert tuple(x.shape) == tuple(shape), f"noise of shape {tuple(x.shape)} for latents of shape {tuple(shape)}"
-        return sampler(model, x, sigmas, cond, noise=noise)
+        return drawn(model, shape, cond, sampler, noise, self.sigmas(steps))
 
 
 def build(*, time_mean: float = 0.0, time_std: float = 1.0, shift: float = 1.0, t_max: float = 0.998) -> Flow:

@@ -46,6 +46,39 @@ class Process(Protocol):
         ...
 
 
+def drawn(
+    model: Model,
+    shape: Sequence[int],
+    cond: Condition,
+    sampler: Sampler,
+    noise: Noise,
+    sigmas: torch.Tensor,
+    *,
+    unit: bool = False,
+) -> torch.Tensor:
+    """Draw latents along noise levels: what every process's ``sample`` ends in.
+
+    Args:
+        model: the denoiser.
+        shape: (B, C, X, Y, Z).
+        cond: what is asked.
+        sampler: the solver.
+        noise: streams of the batch.
+        sigmas: (N + 1,) falling, on any device.
+        unit: start from sqrt(1 + sigma^2) * noise, the spread of noisy data of unit variance, not from sigma * noise.
+    """
+    sigmas = sigmas.to(cond.values.device)
+    x = ((1 + sigmas[0] ** 2).sqrt() if unit else sigmas[0]) * noise(0)
+    assert tuple(x.shape) == tuple(shape), f"noise of shape {tuple(x.shape)} for latents of shape {tuple(shape)}"
+    return sampler(model, x, sigmas, cond, noise=noise)
+
+
+def rho_levels(high: float, low: float, steps: int, rho: float) -> torch.Tensor:
+    """Noise levels (steps,) from ``high`` to ``low``, even in their rho-th root (Karras et al. 2022, equation 5)."""
+    start, end = high ** (1 / rho), low ** (1 / rho)
+    return (start + torch.linspace(0, 1, steps, dtype=torch.float64) * (end - start)) ** rho
+
+
 def row_means(error: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of each row (B, ...), (B,): weighted where a weight that broadcasts to ``error`` is given.
 

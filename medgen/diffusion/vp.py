@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medgen.diffusion.process import row_means
+from medgen.diffusion.process import drawn, rho_levels, row_means
 from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Network, Noise, Prediction, Sampler, expand
@@ -139,9 +139,7 @@ class Vp:
     def sigmas(self, steps: int) -> torch.Tensor:
         """Noise levels (steps + 1,): those of the visited timesteps, then 0."""
         if self.spacing == "karras":
-            ends = self.levels.double()[[-1, 0]] ** (1 / _RHO)
-            falling = ends[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (ends[1] - ends[0])
-            levels = (falling**_RHO).float()
+            levels = rho_levels(float(self.levels[-1]), float(self.levels[0]), steps, _RHO).float()
         else:
             levels = self.levels[self.visited(steps)]
         return torch.cat([levels, torch.zeros(1)])
@@ -150,10 +148,7 @@ class Vp:
         self, model: Model, shape: Sequence[int], cond: Condition, sampler: Sampler, noise: Noise, *, steps: int
     ) -> torch.Tensor:
         """Draw latents of ``shape`` (B, C, X, Y, Z); the start has unit variance in x_t, as the forward chain's end."""
-        sigmas = self.sigmas(steps).to(cond.values.device)
-        x = (1 + sigmas[0] ** 2).sqrt() * noise(0)
-        assert tuple(x.shape) == tuple(shape), f"noise of shape {tuple(x.shape)} for latents of shape {tuple(shape)}"
-        return sampler(model, x, sigmas, cond, noise=noise)
+        return drawn(model, shape, cond, sampler, noise, self.sigmas(steps), unit=True)
 
 
 def signal(schedule: str, timesteps: int, start: float, end: float, *, zero_terminal: bool = False) -> torch.Tensor:

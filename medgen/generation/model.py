@@ -14,7 +14,7 @@ from medgen import __version__
 from medgen.cohort.joint import Joint
 from medgen.cohort.schema import Schema
 from medgen.diffusion.process import Process
-from medgen.errors import InputError
+from medgen.errors import InputError, reason
 from medgen.files import atomic, read_json, sha256_file, write_json, write_text
 from medgen.generation.card import model_card
 from medgen.models.codec import Codec
@@ -175,8 +175,9 @@ def load_model(folder: Path, device: torch.device, *, text_encoder: Path | None 
         try:
             module.load_state_dict(load_file(folder / name), strict=True)
         except (SafetensorError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0][:160]
-            raise InputError(f"{folder / name} does not fit the network model.json describes ({reason})") from None
+            raise InputError(
+                f"{folder / name} does not fit the network model.json describes ({reason(error)})"
+            ) from None
         module.to(device).eval().requires_grad_(False)
     return LoadedModel(
         spec=spec,

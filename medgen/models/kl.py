@@ -9,9 +9,10 @@ from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
 from torch import nn
 
 from medgen.errors import InputError
+from medgen.models import labelled
 from medgen.models.chain import Chain
 from medgen.models.checkpointing import checkpoint_blocks
-from medgen.models.codec import IMAGE, LABELS, UNLABELLED, Codec, Decoded, Encoded, Gaussian, Serves
+from medgen.models.codec import Codec, Decoded, Encoded, Gaussian, Serves
 from medgen.models.links import links_of
 from medgen.models.losses import kl_to_standard_normal
 
@@ -85,21 +86,17 @@ class KLCodec(Codec):
     def label_rows(self) -> Mapping[str, Serves]:
         """The label table, the encoder's first convolution and the decoder's last."""
         table = self.label_embedding
-        rows = {} if table is None else {"label_embedding.weight": (0, (*range(self.labels), UNLABELLED))}
-        width = 0 if table is None else table.embedding_dim
-        outputs = (0, (IMAGE,) * self.image_channels + tuple(range(self.labels)))
+        outputs = (0, labelled.outputs(self.image_channels, self.labels))
         last = f"net.decoder.blocks.{len(list(self.net.decoder.get_submodule('blocks').children())) - 1}.conv"
         return {
-            **rows,
-            "net.encoder.blocks.0.conv.weight": (1, (IMAGE,) * self.image_channels + (LABELS,) * width),
+            **labelled.table_rows(table, self.labels),
+            "net.encoder.blocks.0.conv.weight": (1, labelled.inputs(self.image_channels, table)),
             f"{last}.weight": outputs,
             f"{last}.bias": outputs,
         }
 
     def _joined(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        if self.label_embedding is None:
-            return image
-        return torch.cat([image, embedded_label(self.label_embedding, image, label)], dim=1)
+        return labelled.joined(self.label_embedding, image, label)
 
     def _posterior(self, hidden: torch.Tensor) -> Gaussian:
         logvar = self.net.quant_conv_log_sigma(hidden).clamp(*LOGVAR_RANGE)
@@ -107,14 +104,7 @@ class KLCodec(Codec):
         return Gaussian(self.net.quant_conv_mu(hidden), logvar)
 
     def _parted(self, out: torch.Tensor) -> Decoded:
-        return Decoded(out[:, : self.image_channels], out[:, self.image_channels :] if self.labels else None)
-
-
-def embedded_label(table: nn.Embedding, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-    """Label ids (B, X, Y, Z) as channels beside the image; the table's last entry stands for "no label here"."""
-    ids = torch.full_like(image[:, 0], -1) if label is None else label
-    ids = torch.where(ids < 0, table.num_embeddings - 1, ids).long()
-    return table(ids).movedim(-1, 1).to(image.dtype)
+        return labelled.parted(out, self.image_channels, self.labels)
 
 
 def stride(*, channels: Sequence[int] = (16, 32, 64)) -> int:

@@ -10,11 +10,10 @@ from monai.networks.nets.vqvae import VQVAEResidualUnit
 from torch import nn
 
 from medgen.errors import InputError
-from medgen.models import codebook
+from medgen.models import codebook, labelled
 from medgen.models.chain import Chain, halo
 from medgen.models.checkpointing import checkpoint_blocks
-from medgen.models.codec import IMAGE, LABELS, UNLABELLED, Codec, Decoded, Encoded, Serves, Tokens
-from medgen.models.kl import embedded_label
+from medgen.models.codec import Codec, Decoded, Encoded, Serves, Tokens
 from medgen.models.links import links_of
 
 
@@ -103,21 +102,17 @@ class VQCodec(Codec):
     def label_rows(self) -> Mapping[str, Serves]:
         """The label table, the encoder's first convolution and the decoder's last, which is transposed."""
         table = self.label_embedding
-        rows = {} if table is None else {"label_embedding.weight": (0, (*range(self.labels), UNLABELLED))}
-        width = 0 if table is None else table.embedding_dim
-        outputs = (IMAGE,) * self.image_channels + tuple(range(self.labels))
+        outputs = labelled.outputs(self.image_channels, self.labels)
         last = f"net.decoder.blocks.{len(list(self.net.decoder.get_submodule('blocks').children())) - 1}.conv"
         return {
-            **rows,
-            "net.encoder.blocks.0.conv.weight": (1, (IMAGE,) * self.image_channels + (LABELS,) * width),
+            **labelled.table_rows(table, self.labels),
+            "net.encoder.blocks.0.conv.weight": (1, labelled.inputs(self.image_channels, table)),
             f"{last}.weight": (1, outputs),
             f"{last}.bias": (0, outputs),
         }
 
     def _joined(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        if self.label_embedding is None:
-            return image
-        return torch.cat([image, embedded_label(self.label_embedding, image, label)], dim=1)
+        return labelled.joined(self.label_embedding, image, label)
 
     def _tokens(self, latent: torch.Tensor) -> Tokens:
         codes = self.book.embedding.weight
@@ -131,7 +126,7 @@ class VQCodec(Codec):
         return codebook.straight_through(latent, codebook.embed(codebook.nearest(latent.detach(), codes), codes))
 
     def _parted(self, out: torch.Tensor) -> Decoded:
-        return Decoded(out[:, : self.image_channels], out[:, self.image_channels :] if self.labels else None)
+        return labelled.parted(out, self.image_channels, self.labels)
 
 
 def stride(*, channels: Sequence[int] = (32, 64)) -> int:

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from medgen.errors import InputError
-from medgen.models import haar
+from medgen.models import haar, labelled
 from medgen.models.chain import Chain, Link, halo
 from medgen.models.checkpointing import checkpoint_blocks
-from medgen.models.codec import IMAGE, LABELS, UNLABELLED, Codec, Decoded, Encoded, Gaussian, Serves
-from medgen.models.kl import embedded_label
+from medgen.models.codec import Codec, Decoded, Encoded, Gaussian, Serves
 from medgen.models.losses import kl_to_standard_normal
 
 LOGVAR_RANGE = (-12.0, 4.0)
@@ -168,24 +167,20 @@ class WaveletCodec(Codec):
     def label_rows(self) -> Mapping[str, Serves]:
         """The label table, the encoder's first convolution and the decoder's last; each has the eight bands."""
         table = self.label_embedding
-        rows = {} if table is None else {"label_embedding.weight": (0, (*range(self.labels), UNLABELLED))}
-        width = 0 if table is None else table.embedding_dim
-        outputs = (0, ((IMAGE,) * self.image_channels + tuple(range(self.labels))) * 8)
+        outputs = (0, labelled.outputs(self.image_channels, self.labels) * 8)
         last = f"decoder.{len(self.decoder) - 1}.conv"
         return {
-            **rows,
-            "encoder.0.weight": (1, ((IMAGE,) * self.image_channels + (LABELS,) * width) * 8),
+            **labelled.table_rows(table, self.labels),
+            "encoder.0.weight": (1, labelled.inputs(self.image_channels, table) * 8),
             f"{last}.weight": outputs,
             f"{last}.bias": outputs,
         }
 
     def _joined(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        if self.label_embedding is None:
-            return image
-        return torch.cat([image, embedded_label(self.label_embedding, image, label)], dim=1)
+        return labelled.joined(self.label_embedding, image, label)
 
     def _parted(self, out: torch.Tensor) -> Decoded:
-        return Decoded(out[:, : self.image_channels], out[:, self.image_channels :] if self.labels else None)
+        return labelled.parted(out, self.image_channels, self.labels)
 
 
 def _bands(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medgen import __version__
-from medgen.errors import InputError
+from medgen.errors import InputError, reason
 from medgen.files import atomic, read_json, sha256_file, write_json
 from medgen.measure.overlap import dice
 from medgen.segment.network import Architecture, bottleneck, build, padding
@@ -136,8 +136,7 @@ class Segmenter:
             net.load_state_dict(load_file(folder / WEIGHTS), strict=True)
             fresh = Segmenter(architecture, net, tuple(int(n) for n in raw["window"]), raw["training"])
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0][:160]
-            raise InputError(f"{folder / INDEX} is damaged ({reason}); train the segmenter again") from None
+            raise InputError(f"{folder / INDEX} is damaged ({reason(error)}); train the segmenter again") from None
         return fresh.with_network(net.to(device_of(device) if isinstance(device, str) else device))
 
     def _batch(self, image: np.ndarray) -> torch.Tensor:

@@ -1,12 +1,10 @@
 """Training a segmenter on patches cropped on the device: a task of the one training loop."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNet
 
 from medgen.models.losses import label_loss
 from medgen.segment.network import padding
@@ -82,6 +80,4 @@ class SegmenterTask:
         return rows_of_slices([(image, label), (image, self._averaged(averages).predict(image))])
 
     def _averaged(self, averages: Mapping[str, Ema]) -> Segmenter:
-        net: UNet = deepcopy(self.segmenter.net)
-        net.load_state_dict(averages["net"].state(net), strict=True)
-        return self.segmenter.with_network(net)
+        return self.segmenter.with_network(averages["net"].applied(self.segmenter.net))

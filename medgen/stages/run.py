@@ -12,7 +12,7 @@ import yaml
 from medgen.cohort import derive
 from medgen.cohort.schema import Covariate, Schema
 from medgen.config import Config, DistilConfig, PhantomConfig, TrainingConfig
-from medgen.errors import InputError
+from medgen.errors import InputError, reason
 from medgen.generation import distil
 from medgen.generation.gates.setting import Setting
 from medgen.generation.model import Kind, LoadedModel, build_codec, build_network, load_model, read_spec
@@ -288,8 +288,7 @@ def _build_networks(run: Run) -> None:
         except InputError:
             raise
         except (ValueError, TypeError, ZeroDivisionError, IndexError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0][:160]
-            raise InputError(f"{section} do not make a network ({reason}); mend them") from None
+            raise InputError(f"{section} do not make a network ({reason(error)}); mend them") from None
 
 
 def schedule_of(t: TrainingConfig, profiles: tuple[str, ...] = ("long",)) -> Schedule:

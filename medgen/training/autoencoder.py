@@ -1,7 +1,6 @@
 """Training a codec on patches cropped on the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,9 +141,7 @@ class AutoencoderTask:
         return rows_of_slices([(image, label), (out, ids)])
 
     def _averaged(self, averages: Mapping[str, Ema]) -> Codec:
-        codec = deepcopy(self.codec)
-        codec.load_state_dict(averages["codec"].state(codec), strict=True)
-        return codec.eval()
+        return averages["codec"].applied(self.codec)
 
 
 @torch.no_grad()

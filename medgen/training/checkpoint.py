@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from medgen.errors import InputError
+from medgen.errors import InputError, reason
 from medgen.files import atomic
 from medgen.training.ema import Ema
 
@@ -65,8 +65,9 @@ def load(
             optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
             _lay_out(optimiser)
     except (SafetensorError, KeyError, RuntimeError, ValueError, json.JSONDecodeError) as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise InputError(f"{path} is not a checkpoint of this network ({reason}); remove it to start again") from None
+        raise InputError(
+            f"{path} is not a checkpoint of this network ({reason(error)}); remove it to start again"
+        ) from None
     return progress
 
 

@@ -1,7 +1,6 @@
 """Training a latent diffusion model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,9 +190,7 @@ class DiffusionTask:
         return self.draw(self._averaged(averages, self.chosen)) if self.draw else None
 
     def _averaged(self, averages: Mapping[str, Ema], profile: str) -> torch.nn.Module:
-        network = deepcopy(self.network)
-        network.load_state_dict(averages[ema.key("network", profile)].state(network), strict=True)
-        return network.eval()
+        return averages[ema.key("network", profile)].applied(self.network)
 
 
 def choice(average: str, figures: Mapping[str, float]) -> str:

@@ -1,7 +1,12 @@
 """Exponential moving averages of weights."""
 
+from copy import deepcopy
+from typing import TypeVar
+
 import torch
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 GAMMAS = {"long": 6.94, "short": 16.97}
 """Profiles: the last 10% of the training so far (sigma_rel 0.10), or the last 5% (0.05)."""
@@ -38,3 +43,9 @@ class Ema:
         """The averaged weights in the module's types, to be loaded strictly."""
         dtypes = {name: t.dtype for name, t in like.state_dict().items()}
         return {name: t.to(dtypes[name]) for name, t in self.average.items()}
+
+    def applied(self, module: M) -> M:
+        """A copy of the module with the averaged weights, in evaluation mode."""
+        copy = deepcopy(module)
+        copy.load_state_dict(self.state(copy), strict=True)
+        return copy.eval()

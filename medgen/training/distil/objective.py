@@ -19,14 +19,12 @@ class Batch:
         times: (S + 1,) of those states, falling to 0.
         cond: their conditions.
         uniform: numbers (B,) in [0, 1) that choose times.
-        noise: standard normal (B, C, X, Y, Z), independent of the paths.
     """
 
     path: torch.Tensor
     times: torch.Tensor
     cond: Condition
     uniform: torch.Tensor
-    noise: torch.Tensor
 
     def segment(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Number of a segment (B,), and how far into it (B,) in [0, 1), by the uniform numbers."""

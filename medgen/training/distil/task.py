@@ -105,17 +105,15 @@ class DistilTask:
         cond = Condition.cat([self._asked(self.own, range(i, i + 1)) for i in picked])
         # One uniform number shared out over the batch, as in the teacher's own training.
         uniform = (torch.rand(1, generator=random) + torch.arange(self.batch) / self.batch) % 1.0
-        noise = torch.randn(path[:, 0].shape, generator=random)
-        batch = Batch(path, self.times, cond, uniform.to(self.device), noise.to(self.device))
+        batch = Batch(path, self.times, cond, uniform.to(self.device))
         loss = self.objective(self.teacher.process.as_model(self.student), self.teacher.model, batch).mean()
         yield loss, "network", {"loss": loss}
 
     @torch.no_grad()
     def validate(self, averages: Mapping[str, Ema]) -> Mapping[str, float]:
         """How far the averaged student's samples lie from the teacher's, from noise that no step ever sees."""
-        student = deepcopy(self.student)
-        student.load_state_dict(averages["network"].state(student), strict=True)
-        return {"rmse": self.distance(self.teacher.process.as_model(student.eval()))}
+        student = averages["network"].applied(self.student)
+        return {"rmse": self.distance(self.teacher.process.as_model(student))}
 
     @torch.no_grad()
     def distance(self, model: Model) -> float:
