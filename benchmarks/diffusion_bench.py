@@ -28,8 +28,9 @@ from medgen.models.codec import Codec
 from medgen.segment.segmenter import WEIGHTS, Segmenter
 from medgen.segment.train import CLASSICAL, pairs_of
 from medgen.segment.train import train as train_segmenter
-from medgen.stages.codec import label_count, trained_codec
+from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import fit_encoder
+from medgen.stages.masks import label_count
 from medgen.stages.run import Run, check
 from medgen.store.prepared import Prepared
 from medgen.training.precision import device_of

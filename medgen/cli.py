@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -25,8 +26,9 @@ app.add_typer(train_app, name="train")
 app.add_typer(model_app, name="model")
 
 _INTERRUPTED = 130
-# What the file system refuses and a user can mend: a file where a folder is wanted, no rights, a full disk.
-_USERS_ERRORS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS}
+# What the file system refuses and a user can mend: a file where a folder is wanted, no rights, a full disk or quota.
+_USERS_ERRORS = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+_USERS_ERRORS |= {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 ConfigFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 Overrides = Annotated[
@@ -166,6 +168,53 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, out: RunFolder = N
     _experiment(config, overrides, out, "report", force)
 
 
+@app.command(epilog="Example: `medgen utility configs/hippocampus.yaml --set data.root=$DATA/hippocampus --sizes 5,20`")
+def utility(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: RunFolder = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="N,N,all", help="Numbers of labelled cases, in place of utility.sizes.")
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="ARM,ARM", help="In place of utility.arms, such as classical,synthetic.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each arm, in place of utility.seeds.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the summary there.")] = None,
+) -> None:
+    """Measure what synthetic pairs are worth: the same segmenter with and without them, on held-out real cases.
+
+    A generator is trained for each number of labelled cases and sees no other label, and no held-out case. The primary
+    comparison is the one that the config names, whatever is asked for here. Arms that are done are not trained again;
+    a killed evaluation goes on with the same command. Exit code 3 where a generator failed and the rest is measured.
+    """
+    from medgen import pipeline
+    from medgen.config import load
+    from medgen.evaluation.utility.table import print_table
+    from medgen.files import write_json
+    from medgen.progress import Display
+
+    said = list(overrides or ())
+    experiment = load(config, tuple(said))
+    narrowed = [f"utility.{key}=[{words}]" for key, words in (("sizes", sizes), ("arms", arms)) if words is not None]
+    narrowed += [f"utility.seeds={seeds}"] if seeds is not None else []
+    if narrowed:
+        # Which comparison decides was fixed before anything was left out.
+        primary = experiment.utility.primary.size or experiment.utility.sizes[0]
+        experiment = load(config, (*said, f"utility.primary.size={primary}", *narrowed))
+    folder = out or experiment.runs / experiment.name
+    if experiment.utility.seeds < 3:
+        print(f"warning: {experiment.utility.seeds} seeds are few; 3 tell how much trainings differ", file=sys.stderr)
+    with Display() as display:
+        found = pipeline.run_utility(experiment, folder=folder, on_progress=display)
+    if json is not None:
+        write_json(json, found)
+    print_table(found)
+    print(f"{folder / 'utility' / 'utility.md'}, learning curves in {folder / 'utility' / 'learning_curves.png'}")
+    if found["failures"]:
+        raise typer.Exit(3)
+
+
 @app.command(epilog="Example: `medgen phantom phantoms --n 64 --spacing 3`")
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder of the BIDS dataset to write.")],
@@ -286,6 +335,21 @@ def generate(
     writers: Annotated[int | None, typer.Option(min=1, help="Threads that write while the next are drawn.")] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Voxels decoded at once, along each axis.")] = None,
     space: Annotated[str, typer.Option(help="native: a training case's grid; grid: the model's.")] = "native",
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Label maps for images to follow, in place of the label model's: a label file, a folder of them, or a "
+            "run's `prepared` folder."
+        ),
+    ] = None,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EDIT",
+            help="Change masks before images follow them: `warp`, `{kind: volume, structure: ventricles}` (grown or "
+            "shrunk to what is asked), `{kind: lesion_remove, label: lesion}`; may be given several times, in order.",
+        ),
+    ] = None,
     text_encoder: Annotated[
         Path | None, typer.Option(help="Folder of the model's text encoder, where it has moved.")
     ] = None,
@@ -319,6 +383,7 @@ def generate(
         d = steered(d, parse_steering(steering))
     scale = d.guidance if guidance is None else guidance
     d = replace(d, steps=steps or d.steps, guidance=scale, batch=batch, space=space, tile=tile)
+    d = replace(d, masks=masks, edits=parse_entries(edit or (), "--edit", "{kind: warp}"))
     generator = Generator(generator.model, d, generator.context)
     chosen = plan(
         generator.schema,
@@ -380,10 +445,17 @@ def parse_steering(words: list[str]) -> tuple[dict[str, Any], ...]:
     Raises:
         InputError: neither.
     """
+    return () if words == ["none"] else parse_entries(words, "--steering", "{kind: cfg, scale: 2}")
+
+
+def parse_entries(words: Sequence[str], option: str, example: str) -> tuple[dict[str, Any], ...]:
+    """Options that are each a kind, or a YAML mapping with the kind and its options.
+
+    Raises:
+        InputError: neither.
+    """
     import yaml
 
-    if words == ["none"]:
-        return ()
     steps = []
     for word in words:
         try:
@@ -391,8 +463,8 @@ def parse_steering(words: list[str]) -> tuple[dict[str, Any], ...]:
         except yaml.YAMLError:
             step = None
         step = {"kind": step} if isinstance(step, str) else step
-        if not isinstance(step, dict) or step.get("kind") == "none":
-            raise InputError(f"--steering is a kind or a mapping such as {{kind: cfg, scale: 2}}, not '{word}'")
+        if not isinstance(step, dict) or step.get("kind", "none") == "none":
+            raise InputError(f"{option} is a kind or a mapping such as {example}, not '{word}'")
         steps.append(step)
     return tuple(steps)
 

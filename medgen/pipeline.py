@@ -14,14 +14,18 @@ from medgen.config import Config
 from medgen.errors import InputError
 from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
-from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality
+from medgen.generation.masks import given_identity
+from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality, segmented, utility
 from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
-from medgen.stages.run import Run, StageProgress, check
+from medgen.stages.masks import FOLDER as LABELS
+from medgen.stages.masks import follows_masks, label_run
+from medgen.stages.run import SEGMENTED, Run, StageProgress, check
 from medgen.steering import chain
 from medgen.training.distributed import world
 
 _STATE = "stages.json"
 # They change no weight of a training that reaches its end.
+_SAMPLING = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
 _UNHASHED = {"log_every", "validate_every", "checkpoint_seconds", "rollbacks"}
 
 
@@ -73,8 +77,10 @@ def _training(section: Any) -> Any:
 
 def _prepared(run: Run) -> Any:
     if run.fold is not None:
-        return [read_json(run.fold.shared / "prepared" / "index.json"), sorted(run.fold.sides.items())]
-    source = run.config.data.model_dump(mode="json", exclude={"phantom", "root", "folds"})
+        hidden = [sorted(run.fold.hidden)] if run.fold.hidden else []
+        return [read_json(run.fold.shared / "prepared" / "index.json"), sorted(run.fold.sides.items()), *hidden]
+    later = {"phantom", "root", "folds", "unlabelled", "segmenter_steps"}  # of other stages
+    source = run.config.data.model_dump(mode="json", exclude=later)
     columns = run.config.covariates.schema_file
     schema = sha256_file(columns) if columns and columns.is_file() else None
     return {
@@ -91,7 +97,19 @@ def _codec(run: Run) -> Any:
     how = "frozen" if is_frozen(run) else _training(run.config.autoencoder)
     weights = run.config.autoencoder.losses.perceptual_weights
     by_content = [sha256_file(weights)] if weights and weights.is_file() else []
-    return [how, run.config.seed, *by_content, *hashed(run, "autoencoder")]
+    return [how, run.config.seed, *by_content, *hashed(run, "autoencoder"), *_route(run)]
+
+
+def _route(run: Run) -> list[str]:
+    """What adds nothing to a hash where image and label share the latent, as they always did."""
+    return [run.config.pairs] if follows_masks(run) else []
+
+
+def _label_model(run: Run) -> Any:
+    """All that the label model's own stages depend on, beside the prepared cohort."""
+    inner = label_run(run)
+    sampling = inner.config.generate.model_dump(mode="json", include=_SAMPLING)
+    return [_codec(inner), _latents(inner), _diffusion(inner), sampling, run.config.licence]
 
 
 def _latents(run: Run) -> Any:
@@ -108,10 +126,9 @@ def _diffusion(run: Run) -> Any:
 
 
 def _model(run: Run) -> Any:
-    said = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
     # What its card says beside that. Thresholds that a codec passes change no model.
     return [
-        run.config.generate.model_dump(mode="json", include=said),
+        run.config.generate.model_dump(mode="json", include=_SAMPLING),
         chain.recorded(run.config.generate.steering),  # another model in the same folder is another steering
         run.config.licence,
         quality.shortfall(run),
@@ -125,8 +142,9 @@ def _distilled(run: Run) -> Any:
 def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
-    how = g.model_dump(mode="json", exclude={"batch", "n", "writers"})
-    return [how, chain.recorded(g.steering), table, run.gate_setting().recorded()]
+    how = g.model_dump(mode="json", exclude={"batch", "n", "writers", "masks", "edits"})
+    masks = [given_identity(g.masks.expanduser()) if g.masks else None, list(g.edits)] if g.masks or g.edits else []
+    return [how, chain.recorded(g.steering), table, run.gate_setting().recorded(), *masks]
 
 
 def _prepare(run: Run) -> None:
@@ -149,19 +167,36 @@ STAGES = (
         skip=lambda run: run.phantom is None or run.fold is not None,
     ),
     Stage("prepared", _prepare, _prepared, ("cohort",), by_content=True, keeps=True),
-    Stage("autoencoder", codec.autoencoder, _codec, ("prepared",), together=True),
+    Stage(
+        SEGMENTED,
+        segmented.segmented,
+        lambda run: [run.config.data.segmenter_steps, run.config.seed],
+        ("prepared",),
+        skip=lambda run: not segmented.needed(run),
+    ),
+    Stage(
+        LABELS,
+        lambda run: _train_label_model(run),  # defined below, from the stages
+        _label_model,
+        ("prepared", SEGMENTED),
+        keeps=True,
+        skip=lambda run: not follows_masks(run),
+        gate=lambda run: quality.gate(label_run(run)),
+        together=True,
+    ),
+    Stage("autoencoder", codec.autoencoder, _codec, ("prepared", SEGMENTED), together=True),
     Stage(
         "quality",
         codec.quality,
         lambda run: list(run.config.autoencoder.accept.sizes_ml),
-        ("prepared", "autoencoder"),
+        ("prepared", SEGMENTED, "autoencoder"),
         keeps=True,
         place=f"autoencoder/{codec_quality.JSON}",
         gate=quality.gate,
     ),
-    Stage("latents", encoding.latents, _latents, ("prepared", "autoencoder"), version=2),
-    Stage("diffusion", diffusion.diffusion, _diffusion, ("prepared", "latents"), version=2, together=True),
-    Stage("model", product.model, _model, ("prepared", "latents", "diffusion"), version=2),
+    Stage("latents", encoding.latents, _latents, ("prepared", SEGMENTED, "autoencoder"), version=2),
+    Stage("diffusion", diffusion.diffusion, _diffusion, ("prepared", SEGMENTED, "latents"), version=2, together=True),
+    Stage("model", product.model, _model, ("prepared", SEGMENTED, LABELS, "latents", "diffusion"), version=2),
     Stage(
         "distilled",
         distil.distilled,
@@ -179,6 +214,7 @@ STAGES = (
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
+_OF_A_MODEL = tuple(s for s in STAGES if s.name in ("autoencoder", "quality", "latents", "diffusion", "model"))
 COMBINED = Stage(folds.COMBINED, folds.combined, _combined)
 """After the last fold of a run that goes fold by fold."""
 
@@ -215,6 +251,43 @@ def run_experiment(
     return _run_stages(run, STAGES, until) if config.data.folds is None else _run_folds(run, until)
 
 
+def _train_label_model(run: Run) -> None:
+    """The stages of the label model, in a folder of their own, on the cohort as the run has prepared it."""
+    known = {}
+    if world(run.device).first:
+        known = {"prepared": read_json(run.folder / _STATE)["prepared"]["result"]}
+    _run_stages(label_run(run), _OF_A_MODEL, "model", known)
+
+
+def run_utility(
+    config: Config, *, folder: Path | None = None, on_progress: StageProgress | None = None
+) -> Mapping[str, Any]:
+    """Measure what an experiment's synthetic pairs are worth to a segmenter, by the section ``utility``.
+
+    The run folder is the experiment's own; everything made for it lies in ``utility/`` there. A killed evaluation goes
+    on where it stopped, and what is unchanged is not done again.
+
+    Args:
+        config: the experiment.
+        folder: the run folder, ``runs/NAME`` by default.
+        on_progress: called with (stage, done, total, remark).
+
+    Returns:
+        The summary, as in ``utility/utility.json``; see :func:`medgen.evaluation.utility.summary.summarise`.
+
+    Raises:
+        InputError: something a user can mend; what was finished before it stays.
+    """
+    config = with_ancestor(config)
+    run = Run(config, folder or config.runs / config.name, on_progress or (lambda *_: None))
+    check(run)
+    utility.check(run)
+    if run.phantom is None:
+        utility.views(run, data.read_columns(run))  # refused now, and not after the cohort is prepared
+    _run_stages(run, STAGES, "prepared")
+    return utility.evaluate(run, lambda one, last: _run_stages(one, STAGES, last))
+
+
 def _run_folds(run: Run, until: str | None) -> Mapping[str, Any]:
     """What all folds share, each fold, and the dataset of them all."""
     if run.phantom is None:
@@ -233,14 +306,16 @@ def _run_folds(run: Run, until: str | None) -> Mapping[str, Any]:
     return {"folds": reports, "failures": failures}
 
 
-def _run_stages(run: Run, stages: tuple[Stage, ...], until: str | None) -> Mapping[str, Any]:
-    """Run stages in order; the report, where the last of them is reached."""
+def _run_stages(
+    run: Run, stages: tuple[Stage, ...], until: str | None, known: Mapping[str, str] | None = None
+) -> Mapping[str, Any]:
+    """Run stages in order; the report, where the last of them is reached. ``known`` are results of others' stages."""
     if not world(run.device).first:
         return _follow(run, stages, until)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / "config.yaml", run.config_text())
     state = read_json(run.folder / _STATE) if (run.folder / _STATE).exists() else {}
-    hashes: dict[str, str] = {}
+    hashes = dict(known or {})
     for stage in stages:
         if not stage.skip(run):
             hashes[stage.name] = _run_stage(run, stage, state, hashes)

@@ -10,5 +10,15 @@ from medgen.config.diffusion import DistilConfig
 from medgen.config.experiment import Config
 from medgen.config.load import build, load
 from medgen.config.training import TrainingConfig
+from medgen.config.utility import UtilityConfig
 
-__all__ = ["AutoencoderConfig", "Config", "DistilConfig", "PhantomConfig", "TrainingConfig", "build", "load"]
+__all__ = [
+    "AutoencoderConfig",
+    "Config",
+    "DistilConfig",
+    "PhantomConfig",
+    "TrainingConfig",
+    "UtilityConfig",
+    "build",
+    "load",
+]

@@ -30,6 +30,11 @@ class DataConfig(Section):
 
     ``folds`` is a number of folds, or an nnU-Net ``splits_final.json``: a model is then trained for each fold that has
     seen none of its validation cases.
+
+    ``unlabelled`` is what becomes of training cases without a label where others have one. ``condition``: they train
+    as they are, and the model is told which cases have a label. ``segment``: a segmenter trained on the labelled
+    training cases labels them first, in ``segmenter_steps``; where few cases have a label, the model then does not
+    learn pairs from these few alone.
     """
 
     root: Path | None = None
@@ -38,6 +43,8 @@ class DataConfig(Section):
     options: Options = {}
     validation: Share = 0.2
     folds: Annotated[int, Field(ge=2)] | Path | None = None
+    unlabelled: Literal["condition", "segment"] = "condition"
+    segmenter_steps: Positive = 1500
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from medgen.config.base import (
     Positive,
@@ -14,6 +14,7 @@ from medgen.config.codec import AutoencoderConfig, LatentsConfig
 from medgen.config.data import CovariatesConfig, DataConfig, PrepareConfig
 from medgen.config.diffusion import DiffusionConfig, DistilConfig
 from medgen.config.product import GenerateConfig, ReportConfig
+from medgen.config.utility import UtilityConfig
 
 
 class InitConfig(Section):
@@ -27,8 +28,22 @@ class InitConfig(Section):
     network: Literal["train", "fresh"] = "train"
 
 
+class LabelModelConfig(Section):
+    """The label model of ``pairs: mask``: its codec and its diffusion; left out, as the experiment's own sections say.
+
+    Of the thresholds in ``autoencoder.accept`` those about labels hold for it.
+    """
+
+    autoencoder: AutoencoderConfig | None = None
+    diffusion: DiffusionConfig | None = None
+
+
 class Config(Section):
-    """One experiment: one YAML file, one run folder ``runs/NAME``."""
+    """One experiment: one YAML file, one run folder ``runs/NAME``.
+
+    ``pairs`` is how an image gets its label. ``joint``: both share the latent. ``mask``: a label model draws label
+    maps, and an image model follows them, or masks that are given (``generate.masks``).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: Seed = 0
@@ -38,6 +53,8 @@ class Config(Section):
     runs: Path = Path("runs")
     licence: str = ""
     init: InitConfig | None = None
+    pairs: Literal["joint", "mask"] = "joint"
+    labels: LabelModelConfig = LabelModelConfig()
     data: DataConfig = DataConfig()
     prepare: PrepareConfig = PrepareConfig()
     covariates: CovariatesConfig = CovariatesConfig()
@@ -47,6 +64,19 @@ class Config(Section):
     distil: DistilConfig | None = None
     generate: GenerateConfig = GenerateConfig()
     report: ReportConfig = ReportConfig()
+    utility: UtilityConfig = UtilityConfig()
+
+    @model_validator(mode="after")
+    def _route(self) -> "Config":
+        asked = "labels" in self.model_fields_set and self.labels != LabelModelConfig()
+        if self.pairs == "joint" and (asked or self.generate.masks is not None or self.generate.edits):
+            key = "labels" if asked else "generate.masks" if self.generate.masks is not None else "generate.edits"
+            raise ValueError(f"{key} belongs to the route in which images follow masks; set pairs: mask")
+        if self.pairs == "mask" and self.init is not None:
+            raise ValueError("init starts from one model, and pairs: mask trains two; remove init")
+        if self.pairs == "mask" and self.distil is not None:
+            raise ValueError("distil learns from covariates alone, and with pairs: mask images follow masks; remove distil")
+        return self
 
     @field_validator("init", mode="before")
     @classmethod

@@ -30,7 +30,9 @@ class GatesConfig(Section):
 class GenerateConfig(Section):
     """The synthetic dataset; ``tile`` is that of :class:`LatentsConfig`, for decoding.
 
-    ``writers`` threads compress and write while the next samples are drawn.
+    ``writers`` threads compress and write while the next samples are drawn. With ``pairs: mask``, ``masks`` names the
+    label maps that images follow in place of the label model's (see :class:`medgen.generation.masks.GivenMasks`), and
+    ``edits`` changes masks before they are followed (:mod:`medgen.edit`).
     """
 
     n: Positive = 16
@@ -44,6 +46,8 @@ class GenerateConfig(Section):
     steps: Positive = 16
     guidance: Annotated[float, Field(ge=0)] = 1.0
     steering: tuple[Options, ...] = ()
+    masks: Path | None = None
+    edits: tuple[Options, ...] = ()
     batch: Positive = 1
     writers: Positive | None = None
     tile: Positive | None = None

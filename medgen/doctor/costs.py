@@ -23,8 +23,8 @@ from medgen.prepare.options import PrepareOptions
 from medgen.prepare.plan import Plan, make_plan
 from medgen.prepare.register import load_template
 from medgen.prepare.scan import Scan, scan_loaded
-from medgen.stages.codec import label_count
 from medgen.stages.conditions import fit_encoder
+from medgen.stages.masks import codec_labels
 from medgen.stages.run import Run
 from medgen.store.prepared import Prepared, PreparedCase
 
@@ -161,7 +161,7 @@ def measure_experiment(run: Run, training: int, cases: int) -> Costs:
     job = {
         "config": run.config.model_dump(mode="json"),
         "channels": len(store.channels),
-        "labels": label_count(store),
+        "labels": codec_labels(run),
         "shape": list(store.shape),
         "encoder": encoder.to_json(),
         "rows": [dict(row) for row in rows[:64]],

@@ -23,6 +23,8 @@ from medgen.training.pictures import sheet
 MAX_CASES = 32
 JSON, PAGE, PICTURE = "quality.json", "quality.md", "worst.png"
 
+_OF_IMAGES = ("psnr_db", "ssim", "l1", "sharpness")
+
 PerLabel = float | Mapping[str, float] | None
 """One number for every label, or label name -> number, or no bound."""
 
@@ -71,7 +73,8 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
 
     Returns:
         Means over at most 32 cases: ``cases``, ``held_out``, ``psnr_db``, ``ssim``, ``l1``, ``sharpness`` and, with
-        labels, ``dice`` by name and ``structures`` by name and size; ``each`` case's figures, the worst first.
+        labels, ``dice`` by name and ``structures`` by name and size; ``each`` case's figures, the worst first. Figures
+        of images are None for a codec of label maps alone.
     """
     indices, held_out = list(store.indices("val")), True
     if not indices:
@@ -81,7 +84,7 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
     parts: list[Structure] = []
     ids = range(1, len(store.label_values))
     for i in indices[:MAX_CASES]:
-        image, label = _case(store, i)
+        image, label = _case(store, i, codec)
         out, kept = reconstruct(codec, image, label, device)
         figures = compare(out, image)
         if kept is not None and label is not None and len(ids):
@@ -90,7 +93,7 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
             figures["dice"] = float(np.nanmean(overlap[-1])) if np.isfinite(overlap[-1]).any() else float("nan")
         each.append({"case": i, **figures})
     whole: dict[str, Any] = {"cases": len(each), "held_out": held_out}
-    whole |= {name: rounded(np.mean([e[name] for e in each])) for name in ("psnr_db", "ssim", "l1", "sharpness")}
+    whole |= {name: rounded(np.mean([e[name] for e in each])) for name in _OF_IMAGES}
     if overlap:
         names = dict(zip(ids, store.label_names[1:], strict=True))
         table = np.array(overlap)
@@ -109,13 +112,15 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
             ]
             for i, name in names.items()
         }
-    worst_first = sorted(each, key=lambda e: float(e["psnr_db"]))
+    worst_first = sorted(each, key=lambda e: float(e["psnr_db"] if codec.image_channels else e.get("dice", 0.0)))
     whole["each"] = [{k: v if k == "case" else rounded(v) for k, v in e.items()} for e in worst_first]
     return whole
 
 
 def compare(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float]:
-    """PSNR, SSIM, L1 and sharpness of a reconstruction of an image (C, X, Y, Z) in [-1, 1]."""
+    """PSNR, SSIM, L1 and sharpness of a reconstruction of an image (C, X, Y, Z) in [-1, 1]; NaN without channels."""
+    if not len(image):
+        return dict.fromkeys(_OF_IMAGES, float("nan"))
     sharp = laplacian_variance(image)
     return {
         "psnr_db": min(psnr_db(reconstruction, image), 100.0),  # a codec without loss has none to speak of
@@ -128,7 +133,7 @@ def compare(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float]:
 def write(folder: Path, figures: Mapping[str, Any], store: Prepared, codec: Codec, device: torch.device) -> None:
     """Write the page, the picture of the worst case and, last, ``quality.json``."""
     worst = int(figures["each"][0]["case"])
-    image, label = _case(store, worst)
+    image, label = _case(store, worst, codec)
     out, kept = reconstruct(codec, image, label, device)
     picture = sheet([(image, label), (out, kept if label is not None else None)], columns=1)
     with atomic(folder / PICTURE) as temporary:
@@ -209,9 +214,9 @@ def _size(from_ml: float, below_ml: float | None) -> str:
     return f"{from_ml:g} to {below_ml:g} ml" if from_ml else f"below {below_ml:g} ml"
 
 
-def _case(store: Prepared, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _case(store: Prepared, index: int, codec: Codec) -> tuple[np.ndarray, np.ndarray | None]:
     image = np.asarray(store.image(index), dtype=np.float32)
-    return image, np.asarray(store.label(index)) if store.cases[index].has_label else None
+    return image, np.asarray(store.label(index)) if codec.labels and store.cases[index].has_label else None
 
 
 def _mean(values: np.ndarray) -> float:

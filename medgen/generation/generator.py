@@ -16,13 +16,16 @@ from medgen.cohort.requests import Row, check, resolve
 from medgen.cohort.sample import Sample
 from medgen.cohort.schema import Schema, Value, volume_column
 from medgen.cohort.where import Request, from_values
+from medgen.edit import chain as edits
 from medgen.errors import ExtrapolationWarning, InputError
+from medgen.generation.masks import DrawnMasks, EditedMasks, GivenMasks, Mask, Masks
 from medgen.generation.model import LoadedModel, load_model
 from medgen.generation.place import placed, record_of
 from medgen.generation.steer import context_of
 from medgen.measure.volumes import label_volumes_ml
 from medgen.models import tiling
 from medgen.models.condition import Condition
+from medgen.models.mask import to_cells
 from medgen.prepare.grid import GeometryRecord
 from medgen.prepare.intensity import IntensityRecord
 from medgen.registry import check_options
@@ -32,6 +35,8 @@ from medgen.steering import chain
 from medgen.steering.context import Context
 from medgen.training.precision import device_of
 from medgen.volume import Volume
+
+_NOT_RECORDED = ("batch", "masks", "edits")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Drawing:
         steering: entries ``{"kind": ..., <options>}``, the first one innermost; from Python also functions from a
             model to a model, such as ``lambda model: medgen.steering.gradient.guide(model, measure)``.
         tile: voxels along each axis that the codec decodes at once; left out, the machine's memory decides.
+        masks: label maps that images follow in place of the label model's, see
+            :meth:`medgen.generation.masks.GivenMasks.read`; only where the model's images follow masks.
+        edits: entries ``{"kind": ..., <options>}`` of :mod:`medgen.edit`, by which masks are changed before they are
+            followed; likewise.
     """
 
     sampler: str
@@ -58,6 +67,8 @@ class Drawing:
     space: str = "native"
     steering: chain.Steps = ()
     tile: int | None = None
+    masks: Path | None = None
+    edits: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +81,7 @@ class Draft:
         probabilities: (L, X, Y, Z) of the label ids, None without labels.
         row: what was asked and drawn.
         key: (seed, index, attempt).
+        mask: where the label map comes from that the image follows, None where it follows none.
     """
 
     latent: torch.Tensor
@@ -77,6 +89,7 @@ class Draft:
     probabilities: np.ndarray | None
     row: Row
     key: Key
+    mask: Mapping[str, Any] | None = None
 
 
 class Generator:
@@ -102,6 +115,7 @@ class Generator:
         self._solver = partial(plug_in("sampling", self.drawing.sampler, "sample"), **self.drawing.options)
         denoise = model.process.as_model(model.network)
         self.denoiser = chain.apply(denoise, self.drawing.steering, self.drawing.guidance, self.context)
+        self.masks = self._masks(by_default=drawing is None)
         self._decided = chain.decides(self.drawing.steering, model.schema)
 
     @staticmethod
@@ -195,11 +209,16 @@ class Generator:
         rows = self._placed(rows, keys)
         for start in range(0, len(rows), self.drawing.batch):
             part = slice(start, start + self.drawing.batch)
-            latents = self._latents(rows[part], keys[part])
+            masks = list(self.masks(rows[part], keys[part])) if self.masks else []
+            latents = self._latents(self._followed(self._encoded(rows[part]), masks), keys[part])
             images, probabilities = self._decode(latents)
             for b, (row, key) in enumerate(zip(rows[part], keys[part], strict=True)):
                 own = None if probabilities is None else probabilities[b]
-                yield Draft(latents[b].float().cpu(), images[b], own, row, key)
+                latent = latents[b].float().cpu()
+                if masks:
+                    yield Draft(latent, images[b], masks[b].probabilities, row, key, masks[b].origin)
+                else:
+                    yield Draft(latent, images[b], own, row, key)
 
     def finish(self, draft: Draft) -> Sample:
         """Bring a draft to the grid and the units of the training case that lends them.
@@ -212,11 +231,48 @@ class Generator:
                 f"sample {draft.key.index} of the model {self.model.spec.name} is not finite; lower the guidance, take "
                 "more steps or turn steering off"
             )
-        return self._sample(draft.image.clip(-1, 1), draft.probabilities, draft.row, draft.key)
+        return self._sample(draft)
 
     def condition(self, rows: Sequence[Row], keys: Sequence[Key]) -> Condition:
-        """What resolved rows ask of the network, on its device."""
-        return self._encoded(self._placed(rows, keys))
+        """What resolved rows ask of the network, on its device, with the masks that it follows."""
+        rows = self._placed(rows, keys)
+        return self._followed(self._encoded(rows), list(self.masks(rows, keys)) if self.masks else [])
+
+    def _masks(self, *, by_default: bool) -> Masks | None:
+        """The source of masks of a model whose images follow them."""
+        model, d = self.model, self.drawing
+        if model.labels is None:
+            if d.masks is not None or d.edits:
+                what = "masks are" if d.masks is not None else "an edit of masks is"
+                raise InputError(
+                    f"{what} given, but the model {model.spec.name} draws image and label together and follows no "
+                    "mask; train one with pairs: mask"
+                )
+            return None
+        masks: Masks
+        if d.masks is not None:
+            masks = GivenMasks.read(Path(d.masks), model.spec)
+        else:
+            # Its own sampler where nothing else is said; steering speaks of the image model's latents.
+            drawing = None if by_default else replace(d, steering=(), masks=None, edits=())
+            drawn = Generator(model.labels, drawing)
+
+            def probabilities(rows: Sequence[Row], keys: Sequence[Key]) -> Iterator[np.ndarray]:
+                for draft in drawn.drafts(rows, keys):
+                    assert draft.probabilities is not None, "a label model draws labels"
+                    yield draft.probabilities
+
+            masks = DrawnMasks(probabilities, model.labels.sha256)
+        if d.edits:
+            edits.check(d.edits, model.spec.label_names)
+            masks = EditedMasks(masks, d.edits, model.spec)
+        return masks
+
+    def _followed(self, cond: Condition, masks: Sequence[Mask]) -> Condition:
+        if not masks:
+            return cond
+        ids = torch.from_numpy(np.stack([mask.ids for mask in masks])).to(self.model.device)
+        return replace(cond, mask=to_cells(ids, self.model.codec.stride))
 
     def _placed(self, rows: Sequence[Row], keys: Sequence[Key]) -> list[Row]:
         """The rows as they are asked of the network, with the geometry record that each gets."""
@@ -229,19 +285,32 @@ class Generator:
         return encoder.encode([{**row.values, **flags} for row in rows]).to(self.model.device)
 
     def _left_open(self, row: Row) -> Row:
-        """The row without what steering decides: it was not asked, and nothing was drawn."""
+        """The row without what steering or given masks decide: it was not asked, and nothing was drawn."""
+        row = self._as_given(row)
         both = sorted(row.asked & self._decided)
         if both:
             raise InputError(f"'{both[0]}' is asked for by the request and by the steering; ask for it in one of them")
         return replace(row, values={n: None if n in self._decided else v for n, v in row.values.items()})
 
+    def _as_given(self, row: Row) -> Row:
+        if self.drawing.masks is None:
+            return row
+        told = [volume_column(name) for name in self.model.spec.label_names[1:]]
+        asked = sorted(row.asked.intersection(told))
+        if asked and not self.drawing.edits:
+            raise InputError(
+                f"'{asked[0]}' is asked for, but the masks are given as they are; add an edit of the kind 'volume', or "
+                "do not ask for it"
+            )
+        free = {*told, *self.model.spec.derived} - row.asked
+        return replace(row, values={n: None if n in free else v for n, v in row.values.items()})
+
     @torch.no_grad()
-    def _latents(self, rows: Sequence[Row], keys: Sequence[Key]) -> torch.Tensor:
+    def _latents(self, cond: Condition, keys: Sequence[Key]) -> torch.Tensor:
         model, drawing = self.model, self.drawing
-        cond = self._encoded(rows)
         shape = model.spec.latent_shape
         noise = streams(keys, shape, model.device)
-        return model.process.sample(self.denoiser, (len(rows), *shape), cond, self._solver, noise, steps=drawing.steps)
+        return model.process.sample(self.denoiser, (len(keys), *shape), cond, self._solver, noise, steps=drawing.steps)
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
@@ -251,9 +320,10 @@ class Generator:
         logits = decoded.label_logits
         return images, None if logits is None else logits.float().softmax(dim=1).numpy()
 
-    def _sample(self, image: np.ndarray, probabilities: np.ndarray | None, row: Row, key: Key) -> Sample:
+    def _sample(self, draft: Draft) -> Sample:
         """Back to a scanner's units and grid: those of a training case drawn by (seed, index)."""
-        spec = self.model.spec
+        spec, row, key = self.model.spec, draft.row, draft.key
+        image, probabilities = draft.image.clip(-1, 1), draft.probabilities
         chosen = record_of(spec.records, row, key)
         record = spec.records[chosen]
         geometry = GeometryRecord.from_json(record["geometry"])
@@ -284,12 +354,23 @@ class Generator:
             images=images,
             label=label,
             covariates=_covariates(row.values, measured),
-            sidecar=self._sidecar(row, key, measured, chosen),
+            sidecar=self._sidecar(draft, measured, chosen),
         )
 
-    def _sidecar(self, row: Row, key: Key, measured: Mapping[str, Value], record: int) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
+        """The part of a sidecar that all samples of a dataset share."""
+        # The batch size is left out: it may differ between the shards of one dataset. Masks are said by their content.
+        how = {f.name: getattr(self.drawing, f.name) for f in fields(Drawing) if f.name not in _NOT_RECORDED}
+        how |= {"options": dict(self.drawing.options), "steering": chain.recorded(self.drawing.steering)}
+        how |= {"masks": self.masks.recorded()} if self.masks else {}
+        return {"medgen": __version__, "model_sha256": self.model.sha256, "drawing": how}
+
+    def _sidecar(self, draft: Draft, measured: Mapping[str, Value], record: int) -> dict[str, Any]:
+        row, key = draft.row, draft.key
+        mask = {} if draft.mask is None else {"mask": dict(draft.mask)}
         return {
-            **provenance(self.model.sha256, self.drawing),
+            **self.provenance(),
+            **mask,
             "index": key.index,
             "attempt": key.attempt,
             "seed": key.seed,
@@ -309,14 +390,6 @@ def _label_type(values: Sequence[int]) -> type[np.integer[Any]]:
     if min(values) >= 0 and max(values) < 256:
         return np.uint8
     return np.int16 if max(abs(v) for v in values) < 2**15 else np.int32
-
-
-def provenance(sha256: str, drawing: Drawing) -> dict[str, Any]:
-    """The part of a sidecar that all samples of a dataset share."""
-    # The batch size is left out: it may differ between the shards of one dataset.
-    how = {f.name: getattr(drawing, f.name) for f in fields(drawing) if f.name != "batch"}
-    how |= {"options": dict(drawing.options), "steering": chain.recorded(drawing.steering)}
-    return {"medgen": __version__, "model_sha256": sha256, "drawing": how}
 
 
 def steered(drawing: Drawing, steering: chain.Steps) -> Drawing:

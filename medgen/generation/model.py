@@ -1,5 +1,6 @@
 """A model is a folder: ``model.json``, two safetensors files and a README. Nothing is unpickled."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from medgen.files import atomic, read_json, sha256_file, write_json, write_text
 from medgen.generation.card import model_card
 from medgen.models.codec import Codec
 from medgen.models.condition import ConditionEncoder
+from medgen.models.mask import MaskInput
 from medgen.models.text import TextStates
 from medgen.registry import resolve
 from medgen.steering import chain
@@ -26,6 +28,8 @@ from medgen.store.latents import LatentStatistics
 
 FORMAT = 1
 WEIGHTS = ("codec.safetensors", "network.safetensors")
+LABELS = "labels"
+"""Folder of the label model inside the folder of a model whose images follow masks."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class ModelSpec:
         sampling: default sampler, options, steps, guidance, steering (paths in it are relative to the folder).
         trained_on: counts for the model card.
         gates: what gates know of the training cases, plain figures by gate (:mod:`medgen.generation.gates`).
+        mask: of a model whose images follow masks: ``stride``, voxels per latent, and ``centre``, the voxel in which
+            masks lie; empty for one that draws image and label together.
     """
 
     name: str
@@ -81,11 +87,25 @@ class ModelSpec:
     sampling: Mapping[str, Any]
     trained_on: Mapping[str, Any]
     gates: Mapping[str, Any] = field(default_factory=dict)
+    mask: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def codec_labels(self) -> int:
+        """Label ids that the codec carries beside the image."""
+        return 0 if self.mask else len(self.label_values)
+
+    @property
+    def mask_input(self) -> MaskInput | None:
+        """The masks that its images follow; None where they follow none."""
+        return MaskInput(len(self.label_values), int(self.mask["stride"])) if self.mask else None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to sample: networks in evaluation mode on the device."""
+    """A model ready to sample: networks in evaluation mode on the device.
+
+    ``labels`` is the label model, where images follow masks.
+    """
 
     spec: ModelSpec
     codec: Codec
@@ -97,17 +117,22 @@ class LoadedModel:
     statistics: LatentStatistics
     device: torch.device
     sha256: str
+    labels: "LoadedModel | None" = None
 
 
 def save_model(
     folder: Path, spec: ModelSpec, codec: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a model folder; ``model.json`` last, with the SHA-256 of every other file."""
+    """Write a model folder; ``model.json`` last, with the SHA-256 of every other file.
+
+    Where images follow masks, the label model's folder is there already.
+    """
     for name, state in zip(WEIGHTS, (codec, network), strict=True):
         with atomic(folder / name) as temporary:
             save_file({key: t.detach().cpu().contiguous() for key, t in state.items()}, temporary)
     write_text(folder / "README.md", model_card(asdict(spec)))
-    hashes = {name: sha256_file(folder / name) for name in (*WEIGHTS, "README.md")}
+    others = (f"{LABELS}/model.json",) if spec.mask else ()  # which knows the hashes of its own files
+    hashes = {name: sha256_file(folder / name) for name in (*WEIGHTS, "README.md", *others)}
     write_json(folder / "model.json", {"format": FORMAT, "medgen": __version__, **asdict(spec), "sha256": hashes})
 
 
@@ -140,8 +165,9 @@ def _spec(folder: Path, raw: Mapping[str, Any]) -> ModelSpec:
     for name, expected in raw["sha256"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected:
             raise InputError(f"{folder / name} is missing or not the file model.json describes; copy the model again")
-    fields = {key: raw[key] for key in ModelSpec.__dataclass_fields__ if key != "gates"}
-    fields["gates"] = raw.get("gates", {})  # models made before there were gates know nothing of them
+    newer = {"gates", "mask"}  # models made before there were these know nothing of them
+    fields = {key: raw[key] for key in ModelSpec.__dataclass_fields__ if key not in newer}
+    fields |= {key: raw.get(key, {}) for key in newer}
     for key in ("channels", "label_values", "label_names", "spacing_mm", "shape", "latent_shape"):
         fields[key] = tuple(fields[key])
     for key in ("codec", "process", "network"):
@@ -168,8 +194,8 @@ def load_model(folder: Path, device: torch.device, *, text_encoder: Path | None 
         encoder = _with_text_encoder(folder, encoder, text_encoder)
         joint = Joint.from_json(spec.joint)
         statistics = LatentStatistics(tuple(spec.statistics["mean"]), tuple(spec.statistics["std"]))
-        codec = build_codec(spec.codec, len(spec.channels), len(spec.label_values))
-        network = build_network(spec.network, spec.latent_shape[0], encoder.schema)
+        codec = build_codec(spec.codec, len(spec.channels), spec.codec_labels)
+        network = build_network(spec.network, spec.latent_shape[0], encoder.schema, spec.mask_input)
         process = resolve("diffusion", spec.process.kind, "build")(**spec.process.options)
     for name, module in zip(WEIGHTS, (codec, network), strict=True):
         try:
@@ -190,6 +216,7 @@ def load_model(folder: Path, device: torch.device, *, text_encoder: Path | None 
         statistics=statistics,
         device=device,
         sha256=sha256,
+        labels=load_model(folder / LABELS, device, text_encoder=text_encoder) if spec.mask else None,
     )
 
 
@@ -207,7 +234,17 @@ def build_codec(kind: Kind, image_channels: int, labels: int) -> Codec:
     return codec
 
 
-def build_network(kind: Kind, latent_channels: int, schema: Schema) -> torch.nn.Module:
-    """A denoiser network with fresh weights."""
-    network: torch.nn.Module = resolve("models", kind.kind, "build")(latent_channels, schema, **kind.options)
-    return network
+def build_network(kind: Kind, latent_channels: int, schema: Schema, mask: MaskInput | None = None) -> torch.nn.Module:
+    """A denoiser network with fresh weights.
+
+    Raises:
+        InputError: it is to follow masks, and its kind follows none.
+    """
+    build = resolve("models", kind.kind, "build")
+    if mask is None:
+        network: torch.nn.Module = build(latent_channels, schema, **kind.options)
+        return network
+    if "mask" not in inspect.signature(build).parameters:
+        raise InputError(f"network '{kind.kind}' follows no masks; take diffusion.network adaln_unet, or pairs: joint")
+    following: torch.nn.Module = build(latent_channels, schema, mask, **kind.options)
+    return following

@@ -20,6 +20,7 @@ from medgen.errors import InputError
 from medgen.models.checkpointing import checkpoint_blocks
 from medgen.models.condition import Condition
 from medgen.models.embedding import CovariateEmbedding
+from medgen.models.mask import MaskInput, MaskStem
 from medgen.models.unet import coordinates
 from medgen.models.wavelet import Analysis, Synthesis, channels_last
 
@@ -118,12 +119,15 @@ class AdaLNUNet(nn.Module):
         heads: int,
         token_width: int,
         embedding: int,
+        mask: MaskInput | None = None,
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
         self.covariates = CovariateEmbedding(schema, token_width, embedding)
         self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.enter = nn.Conv3d(latent_channels + _COORDINATES, channels[0], 3, padding=1)
+        self.mask = MaskStem(mask) if mask else None
+        entering = latent_channels + _COORDINATES + (self.mask.width if self.mask else 0)
+        self.enter = nn.Conv3d(entering, channels[0], 3, padding=1)
         upper = [(width, blocks, 0, token_width, embedding) for width in channels[:-1]]
         self.down = nn.ModuleList(Level(*level) for level in upper)
         self.reduce = nn.ModuleList(Analysis(a, b) for a, b in pairwise(channels))
@@ -145,7 +149,8 @@ class AdaLNUNet(nn.Module):
         )
         tokens, summary = self.covariates(cond)
         embedding = F.silu(self.time(_waves(time)) + summary)
-        h = self.enter(channels_last(torch.cat([x, coordinates(x, cond.box).to(x.dtype)], dim=1)))
+        beside = [] if self.mask is None else [self.mask(cond.mask, x).to(x.dtype)]
+        h = self.enter(channels_last(torch.cat([x, coordinates(x, cond.box).to(x.dtype), *beside], dim=1)))
         skips = []
         for level, reduce in zip(self.down, self.reduce, strict=True):
             h = level(h, tokens, embedding)
@@ -173,6 +178,7 @@ def factor(*, channels: Sequence[int] = (48, 96)) -> int:
 def build(
     latent_channels: int,
     schema: Schema,
+    mask: MaskInput | None = None,
     *,
     channels: Sequence[int] = (48, 96),
     blocks: int = 1,
@@ -187,6 +193,7 @@ def build(
     Args:
         latent_channels: C of the latents.
         schema: the covariates it is conditioned on.
+        mask: the masks it follows; None where it follows none.
         channels: width of each level; each but the first halves the extents.
         blocks: residual blocks of each level but the last, on the way down and again on the way up.
         middle_blocks: residual blocks, each with attention, of the last level.
@@ -202,7 +209,9 @@ def build(
         raise InputError("diffusion.network_options: widths and middle_blocks must be 1 or more, blocks and heads 0")
     if heads and channels[-1] % heads:
         raise InputError(f"diffusion.network_options: {heads} heads do not divide the last width {channels[-1]}")
-    network = AdaLNUNet(latent_channels, schema, tuple(channels), blocks, middle_blocks, heads, token_width, embedding)
+    network = AdaLNUNet(
+        latent_channels, schema, tuple(channels), blocks, middle_blocks, heads, token_width, embedding, mask
+    )
     if checkpointing:
         checkpoint_blocks(network, ModulatedBlock, JointAttention)
     return network

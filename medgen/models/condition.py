@@ -1,4 +1,4 @@
-"""What a batch is asked to be: covariates with their missing mask, the part of the field it is, and texts as tokens."""
+"""What a batch is asked to be: covariates with their missing entries, the part of the field it is, texts and a mask."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from medgen.cohort.schema import Covariate, Schema, Value
+from medgen.models.mask import UNKNOWN
 from medgen.models.text import TextEncoderSpec, TextStates
 
 WHOLE = (-1.0, 1.0)
@@ -25,6 +26,8 @@ class Condition:
             for the whole field.
         tokens: (B, T, D) a frozen encoder's states of the texts of all text columns, padded.
         token_column: (B, T) int64, the column that each token belongs to; -1 is padding.
+        mask: (B, S, x, y, z) int16, the label map that is to be followed, as :func:`medgen.models.mask.to_cells` lays
+            it out: label ids of the S voxels of each latent, -1 where unknown; None where no row has one.
     """
 
     columns: tuple[str, ...]
@@ -33,13 +36,14 @@ class Condition:
     box: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     token_column: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
     def null(self) -> "Condition":
-        """Nothing is asked; the place in the field stays, as it is no question."""
-        return replace(self, present=torch.zeros_like(self.present))
+        """Nothing is asked, no mask either; the place in the field stays, as it is no question."""
+        return replace(self, present=torch.zeros_like(self.present), mask=None)
 
     def drop(self, column: str) -> "Condition":
         """One column is not asked."""
@@ -58,6 +62,13 @@ class Condition:
         """Ask only where ``keep`` (B, K) too."""
         return replace(self, present=self.present & keep)
 
+    def unmasked(self, rows: torch.Tensor) -> "Condition":
+        """Without a mask where ``rows`` (B,) is true."""
+        if self.mask is None:
+            return self
+        hidden = rows.to(self.mask.device)[:, None, None, None, None]
+        return replace(self, mask=torch.where(hidden, UNKNOWN, self.mask))
+
     def crop(self, box: torch.Tensor) -> "Condition":
         """The condition of a crop.
 
@@ -66,10 +77,11 @@ class Condition:
                 crop of a crop is given within the crop.
         """
         inner = box.to(self.values).expand(len(self), 3, 2)
+        mask = None if self.mask is None else _cropped(self.mask, inner)
         if self.box is not None:
             low, high = self.box[..., :1], self.box[..., 1:]
             inner = low + (inner + 1.0) / 2.0 * (high - low)
-        return replace(self, box=inner)
+        return replace(self, box=inner, mask=mask)
 
     def rows(self, index: Sequence[int] | torch.Tensor | slice) -> "Condition":
         """Some rows of the batch."""
@@ -90,11 +102,12 @@ class Condition:
             optional(self.box),
             optional(self.tokens),
             optional(self.token_column),
+            optional(self.mask),
         )
 
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
-        """Join batches that ask the same columns; one without a box is the whole field."""
+        """Join batches that ask the same columns; one without a box is the whole field, one without a mask has none."""
         assert len({c.columns for c in conditions}) == 1, "conditions of different columns cannot be joined"
         tokens, token_column = _joined_tokens(conditions)
         return Condition(
@@ -104,6 +117,7 @@ class Condition:
             _joined_boxes(conditions),
             tokens,
             token_column,
+            _joined_masks(conditions),
         )
 
 
@@ -118,6 +132,23 @@ def crop_box(start: Sequence[int], size: Sequence[int], extent: Sequence[int]) -
 
 def _place(index: int, extent: int) -> float:
     return WHOLE[0] if extent == 1 else (2.0 * index - (extent - 1)) / (extent - 1)
+
+
+def _cropped(mask: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """A mask (B, S, x, y, z) at the latents that a box (B, 3, 2) names, as :func:`crop_box` counts them."""
+    last = torch.tensor([n - 1 for n in mask.shape[2:]], dtype=torch.float32)
+    ends = ((box.cpu() + 1.0) / 2.0 * last[None, :, None]).round().long().tolist()
+    return torch.stack(
+        [m[:, x : x1 + 1, y : y1 + 1, z : z1 + 1] for m, ((x, x1), (y, y1), (z, z1)) in zip(mask, ends, strict=True)]
+    )
+
+
+def _joined_masks(conditions: Sequence[Condition]) -> torch.Tensor | None:
+    shapes = [c.mask.shape[1:] for c in conditions if c.mask is not None]
+    if not shapes:
+        return None
+    nothing = [c.values.new_full((len(c), *shapes[0]), UNKNOWN, dtype=torch.int16) for c in conditions]
+    return torch.cat([none if c.mask is None else c.mask for c, none in zip(conditions, nothing, strict=True)])
 
 
 def _joined_boxes(conditions: Sequence[Condition]) -> torch.Tensor | None:

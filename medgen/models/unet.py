@@ -12,6 +12,7 @@ from medgen.errors import InputError
 from medgen.models.checkpointing import checkpoint_blocks
 from medgen.models.condition import Condition
 from medgen.models.embedding import CovariateEmbedding
+from medgen.models.mask import MaskInput, MaskStem
 
 _COORDINATES = 9
 
@@ -34,11 +35,13 @@ class ConditionedUNet(nn.Module):
         norm_groups: int,
         head_channels: int,
         token_width: int,
+        mask: MaskInput | None = None,
     ) -> None:
         super().__init__()
+        self.mask = MaskStem(mask) if mask else None
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=latent_channels + _COORDINATES,
+            in_channels=latent_channels + _COORDINATES + (self.mask.width if self.mask else 0),
             out_channels=latent_channels,
             num_res_blocks=res_blocks,
             channels=channels,
@@ -61,7 +64,8 @@ class ConditionedUNet(nn.Module):
         )
         tokens, summary = self.covariates(cond)
         # MONAI's sinusoidal table spans timesteps of 0 to 1000.
-        x = torch.cat([x, coordinates(x, cond.box).to(x.dtype)], dim=1)
+        beside = [] if self.mask is None else [self.mask(cond.mask, x).to(x.dtype)]
+        x = torch.cat([x, coordinates(x, cond.box).to(x.dtype), *beside], dim=1)
         return self.unet(x, 1000.0 * time, context=tokens, class_labels=summary)
 
 
@@ -99,6 +103,7 @@ def factor(*, channels: Sequence[int] = (32, 64, 96)) -> int:
 def build(
     latent_channels: int,
     schema: Schema,
+    mask: MaskInput | None = None,
     *,
     channels: Sequence[int] = (32, 64, 96),
     attention: Sequence[bool] = (False, False, True),
@@ -113,6 +118,7 @@ def build(
     Args:
         latent_channels: C of the latents.
         schema: the covariates it is conditioned on.
+        mask: the masks it follows; None where it follows none.
         channels: width of each level, multiples of ``norm_groups``.
         attention: which levels attend (to themselves and to the covariates).
         res_blocks: residual blocks a level.
@@ -133,7 +139,15 @@ def build(
             f"diffusion.network_options: channels {list(channels)} must be multiples of norm_groups {norm_groups}"
         )
     network = ConditionedUNet(
-        latent_channels, schema, tuple(channels), tuple(attention), res_blocks, norm_groups, head_channels, token_width
+        latent_channels,
+        schema,
+        tuple(channels),
+        tuple(attention),
+        res_blocks,
+        norm_groups,
+        head_channels,
+        token_width,
+        mask,
     )
     if checkpointing:
         checkpoint_blocks(network.unet, DiffusionUNetResnetBlock, SpatialTransformer)

@@ -1,7 +1,7 @@
 """The index of a prepared cohort, from its cases' rows."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from medgen.cohort.case import Cohort
@@ -80,20 +80,40 @@ def build_index(
     }
 
 
-def fold_index(index: Mapping[str, Any], sides: Mapping[str, str], arrays: str) -> dict[str, Any]:
-    """The index of a fold: the same cases and arrays, on other sides.
+def fold_index(
+    index: Mapping[str, Any], sides: Mapping[str, str], arrays: str, hidden: Collection[str] = ()
+) -> dict[str, Any]:
+    """The index of a fold or another view: the same cases and arrays, on other sides, some without their label.
 
     Args:
         index: of the prepared cohort.
         sides: case id -> its side in this fold.
         arrays: the folder of the prepared cohort, as seen from the fold's.
+        hidden: ids of cases whose label, and what was measured of it, is not to be seen.
     """
+    volumes = {volume_column(name) for name in index["label_names"][1:]}
     rows = [{**row, "split": sides[row["case_id"]]} for row in index["cases"]]
+    rows = [_without_label(row, volumes) if row["case_id"] in hidden else row for row in rows]
     own = [[None if r.get("borrowed") else r for r in row["intensity"]] for row in rows]
     borrowed = _borrowed(own, [row["split"] for row in rows], index["channels"])
     for row, records in zip(rows, own, strict=True):
         row["intensity"] = [borrowed[c] if r is None else r for c, r in enumerate(records)]
-    return {**index, "cases": rows, "arrays": arrays}
+    view = {**index, "cases": rows, "arrays": arrays}
+    if hidden:  # the columns' ranges must not tell what the hidden labels were
+        schema = with_ranges(Schema.from_json(index["schema"]), [row["covariates"] for row in rows])
+        view["schema"] = [{**c, "levels": list(c["levels"])} for c in schema.to_json()]
+    return view
+
+
+def _without_label(row: Row, volumes: Collection[str]) -> dict[str, Any]:
+    """A case's row as it would be had it come without a label."""
+    outliers = {name: z for name, z in row["quality"].get("outliers", {}).items() if name not in volumes}
+    return {
+        **row,
+        "has_label": False,
+        "covariates": {name: None if name in volumes else value for name, value in row["covariates"].items()},
+        "quality": {**row["quality"], "outliers": outliers},
+    }
 
 
 def _borrowed(

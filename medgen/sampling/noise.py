@@ -15,11 +15,19 @@ from medgen.models.seam import Noise
 
 @dataclass(frozen=True)
 class Key:
-    """What a sample is a pure function of, beside the model and the request."""
+    """What a sample is a pure function of, beside the model and the request.
+
+    Attributes:
+        seed: of the dataset.
+        index: of the sample.
+        attempt: number of the draw.
+        part: what of the sample is drawn, where it is drawn in several parts that must not share their noise.
+    """
 
     seed: int
     index: int
     attempt: int = 0
+    part: str = ""
 
 
 def generator(*parts: int | str) -> torch.Generator:
@@ -32,7 +40,11 @@ def streams(keys: Sequence[Key], shape: Sequence[int], device: torch.device | st
     """Noise for a batch: ``noise(step)`` has shape (len(keys), *shape), row b from the stream of ``keys[b]``."""
 
     def noise(step: int) -> torch.Tensor:
-        rows = [torch.randn(tuple(shape), generator=generator("noise", k.seed, k.index, k.attempt, step)) for k in keys]
+        rows = [torch.randn(tuple(shape), generator=generator(*_name(k), step)) for k in keys]
         return torch.stack(rows).to(device)
 
     return noise
+
+
+def _name(key: Key) -> tuple[int | str, ...]:
+    return ("noise", key.seed, key.index, key.attempt, *([key.part] if key.part else []))

@@ -13,12 +13,12 @@ from medgen.models.perceptual import load_perceptual
 from medgen.stages import quality as gate
 from medgen.stages.ancestor import check_ancestor, is_frozen, start_codec
 from medgen.stages.conditions import check_requests
+from medgen.stages.masks import codec_labels
 from medgen.stages.run import Run, schedule_of
 from medgen.store.augment import Augmentation
 from medgen.store.centres import Chances
 from medgen.store.feed import patch_feed
 from medgen.store.patches import PatchSampler
-from medgen.store.prepared import Prepared
 from medgen.training import checkpoint
 from medgen.training.adversary import AdversaryOptions
 from medgen.training.autoencoder import VALIDATED, AutoencoderTask, LossWeights
@@ -28,14 +28,9 @@ from medgen.training.ema import Ema
 from medgen.training.loop import train
 
 
-def label_count(store: Prepared) -> int:
-    """Label ids with background, 0 for a cohort without labels."""
-    return len(store.label_values) if len(store.label_values) > 1 else 0
-
-
 def _fresh_codec(run: Run) -> Codec:
     torch.manual_seed(run.config.seed)
-    return build_codec(run.codec_kind(), len(run.store.channels), label_count(run.store)).to(run.device)
+    return build_codec(run.codec_kind(), len(run.store.channels), codec_labels(run)).to(run.device)
 
 
 def autoencoder(run: Run) -> None:
@@ -52,7 +47,10 @@ def autoencoder(run: Run) -> None:
         return
     c, store = run.config.autoencoder, run.store
     held_out = [
-        (np.asarray(store.image(i), dtype=np.float32), store.label(i) if store.cases[i].has_label else None)
+        (
+            np.asarray(store.image(i), dtype=np.float32),
+            store.label(i) if codec.labels and store.cases[i].has_label else None,
+        )
         for i in run.held_out_cases()[:VALIDATED]
     ]
     augment = c.augment.values()
@@ -68,6 +66,7 @@ def autoencoder(run: Run) -> None:
         resident=c.sampling.resident,
         chances=Chances(c.sampling.foreground, c.sampling.labels, c.sampling.rare),
         augmentation=Augmentation(**augment) if augment else None,
+        labels=codec.labels > 0,
     )
     task = autoencoder_task(codec, sampler, held_out, c, run.config.seed)
     train(task, run.folder / "autoencoder", schedule_of(c.training), run.device, run.stage_progress("autoencoder"))
@@ -100,7 +99,10 @@ def quality(run: Run) -> None:
     codec = trained_codec(run)
     figures = codec_quality.measure(run.store, codec, run.device, run.config.autoencoder.accept.sizes_ml)
     codec_quality.write(run.folder / "autoencoder", figures, run.store, codec, run.device)
-    run.progress("quality", 1, 1, f"PSNR {figures['psnr_db']} dB, SSIM {figures['ssim']}")
+    said = f"PSNR {figures['psnr_db']} dB, SSIM {figures['ssim']}"
+    if not codec.image_channels:
+        said = "Dice " + ", ".join(f"{name} {value}" for name, value in figures.get("dice", {}).items())
+    run.progress("quality", 1, 1, said)
 
 
 def trained_codec(run: Run) -> Codec:

@@ -12,6 +12,7 @@ from medgen.models.condition import ConditionEncoder
 from medgen.models.text import TextStates
 from medgen.prepare.grid import GeometryRecord
 from medgen.stages.ancestor import start_encoder
+from medgen.stages.masks import follows_masks
 from medgen.stages.run import Run
 from medgen.steering import chain
 from medgen.steering.context import Known
@@ -136,7 +137,8 @@ def presence(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
     store = run.store
     flags: list[dict[str, Value]] = []
     for case in store.cases:
-        row: dict[str, Value] = {"has_label": "yes" if case.has_label else "no"}
+        # A mask says by itself that it is not known.
+        row: dict[str, Value] = {} if follows_masks(run) else {"has_label": "yes" if case.has_label else "no"}
         row |= {
             f"has_{n}": "yes" if there else "no" for n, there in zip(store.channels, case.channels_present, strict=True)
         }
@@ -146,8 +148,15 @@ def presence(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
 
 
 def fit_encoder(run: Run) -> tuple[ConditionEncoder, list[dict[str, Value]]]:
-    """The condition encoder fitted on training cases, and the rows of all cases."""
+    """The condition encoder fitted on training cases, and the rows of all cases.
+
+    What a label map says, its volumes and what is derived from them, is no condition of images that follow masks: two
+    answers to one question could differ.
+    """
     schema, rows = conditions(run)
+    if follows_masks(run):
+        told = {*(volume_column(name) for name in run.store.label_names[1:]), *run.config.covariates.derived}
+        schema = schema.only([name for name in schema.names if name not in told])
     flags_schema, flags = presence(run)
     whole = [{**row, **flag} for row, flag in zip(rows, flags, strict=True)]
     fitted = ConditionEncoder.fit(schema.joined(flags_schema), [whole[i] for i in run.train_cases()])

@@ -1,6 +1,7 @@
 """Stage diffusion."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,12 +11,14 @@ from medgen.cohort.schema import Value
 from medgen.generation.model import build_network
 from medgen.models import tiling
 from medgen.models.condition import ConditionEncoder
+from medgen.models.mask import from_cells
 from medgen.prepare import padding
 from medgen.registry import resolve
 from medgen.sampling.noise import Key, streams
 from medgen.stages.ancestor import start_network
 from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import derived_row, fit_encoder
+from medgen.stages.masks import mask_input
 from medgen.stages.run import Run, schedule_of
 from medgen.store.latents import Latents
 from medgen.training import ema
@@ -43,7 +46,7 @@ def diffusion(run: Run) -> None:
     process = resolve("diffusion", c.process, "build")(**c.process_options)
     codec = trained_codec(run)
     torch.manual_seed(run.config.seed)
-    fresh = build_network(run.network_kind(), train_set.mean.shape[1], encoder.schema).to(device)
+    fresh = build_network(run.network_kind(), train_set.mean.shape[1], encoder.schema, mask_input(run)).to(device)
     network = start_network(run, fresh, encoder)
     m = c.memorisation
     # Always the same solver: which weights are kept must not depend on how samples are drawn later.
@@ -69,6 +72,8 @@ def diffusion(run: Run) -> None:
         out = tiling.decode(codec, stored.statistics.restore(x), tile=run.config.generate.tile)
         images = out.image.float().clamp(-1, 1).cpu().numpy()
         ids = None if out.label_logits is None else out.label_logits.argmax(dim=1).cpu().numpy()
+        if asked.mask is not None:
+            ids = from_cells(asked.mask[: len(x)]).clamp(min=0).cpu().numpy()
         return rows_of_slices([(images[b], None if ids is None else ids[b]) for b in range(len(images))])
 
     here = world(device)
@@ -135,4 +140,7 @@ def latent_set(
         known = padding.known(stored.reached[stored.rows(run.train_cases(), mirrored=False)])
         weight = padding.weights(stored.reached[list(rows)], known)
     counts = None if weight is None else torch.from_numpy(weight).to(run.device)
-    return LatentSet(mean, logvar, encoder.encode(values).to(run.device), counts)
+    cond = encoder.encode(values).to(run.device)
+    if stored.masks is not None:
+        cond = replace(cond, mask=torch.from_numpy(np.array(stored.masks[list(rows)])).to(run.device))
+    return LatentSet(mean, logvar, cond, counts)

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 
 from medgen.cohort.schema import volume_column
 from medgen.models import tiling
+from medgen.models.mask import to_cells
 from medgen.prepare.grid import GeometryRecord
 from medgen.prepare.padding import reached
 from medgen.stages.ancestor import start_statistics
 from medgen.stages.codec import trained_codec
+from medgen.stages.masks import follows_masks
 from medgen.stages.run import Run
 from medgen.store.augment import Augmentation
 from medgen.store.latents import Latents, LatentStatistics
@@ -49,13 +51,15 @@ class _Encodable:
 def latents(run: Run) -> None:
     """Encode every case, its augmented copies where it is a training case, and the mirror images where asked."""
     codec, store, c = trained_codec(run), run.store, run.config.latents
-    means, logvars, there = [], [], []
+    means, logvars, there, masks = [], [], [], []
     cases, mirrored, copies, volumes = [], [], [], []
     training = set(run.train_cases())
     for i in range(len(store.cases)):
         for one in _encodables(run, i, c.copies if i in training else 0):
             for side in (one, one.mirrored()) if c.mirror else (one,):
-                posterior = tiling.encode(codec, side.image, side.label, tile=c.tile)
+                posterior = tiling.encode(codec, side.image, side.label if codec.labels else None, tile=c.tile)
+                if follows_masks(run) and side.label is not None:
+                    masks.append(to_cells(side.label, codec.stride)[0].cpu().numpy())
                 means.append(posterior.mean[0].float().cpu().numpy())
                 logvars.append(posterior.logvar[0].float().cpu().numpy())
                 # A latent is padding where all of its voxels are.
@@ -77,6 +81,7 @@ def latents(run: Run) -> None:
         copies=copies,
         volumes_ml=volumes,
         reached=np.stack(there),
+        masks=np.stack(masks) if masks else None,
     )
 
 

@@ -55,11 +55,11 @@ def fold_runs(run: Run) -> list[Run]:
 
 
 def write_view(run: Run) -> None:
-    """The prepared cohort as a fold sees it: an index of its own over the arrays of the whole."""
+    """The prepared cohort as a fold or another view sees it: an index of its own over the arrays of the whole."""
     assert run.fold is not None
     shared, own = run.fold.shared / "prepared", run.folder / "prepared"
     arrays = Path(os.path.relpath(shared, own)).as_posix()
-    write_json(own / INDEX, fold_index(read_json(shared / INDEX), run.fold.sides, arrays))
+    write_json(own / INDEX, fold_index(read_json(shared / INDEX), run.fold.sides, arrays, run.fold.hidden))
     run.progress("prepared", 1, 1, "shared")
 
 

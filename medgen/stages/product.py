@@ -20,9 +20,10 @@ from medgen.generation.model import Kind, ModelSpec, build_network, read_spec, s
 from medgen.progress import Rate
 from medgen.stages import quality
 from medgen.stages.ancestor import lineage
-from medgen.stages.codec import label_count, trained_codec
+from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import conditions, fit_encoder, fit_joint, plan_of
 from medgen.stages.distil import drawing_model
+from medgen.stages.masks import copy_label_model, label_count, mask_input, mean_centre
 from medgen.stages.run import Run
 from medgen.steering import chain
 from medgen.store.latents import Latents
@@ -37,7 +38,8 @@ def model(run: Run) -> None:
     encoder, _ = fit_encoder(run)
     training = run.train_cases()
     codec = trained_codec(run)
-    network = build_network(run.network_kind(), stored.mean.shape[1], encoder.schema)
+    masks = mask_input(run)
+    network = build_network(run.network_kind(), stored.mean.shape[1], encoder.schema, masks)
     weights = run.folder / "diffusion" / keep.NAME
     labelled = label_count(store) > 0
     spec = ModelSpec(
@@ -77,8 +79,12 @@ def model(run: Run) -> None:
             "ancestors": lineage(run),
             "kept": {k: v for k, v in keep.read_kept(weights).items() if k != "score"},
         },
+        mask={"stride": masks.stride, "centre": mean_centre(store)} if masks else {},
     )
-    spec = replace(spec, gates=_learnt_by_gates(run, spec))
+    if masks:
+        copy_label_model(run, run.folder / "model")
+    if spec.channels:  # gates judge pairs
+        spec = replace(spec, gates=_learnt_by_gates(run, spec))
     save_model(run.folder / "model", spec, codec.state_dict(), keep.load_kept(weights, network))
     run.progress("model", 1, 1, str(run.folder / "model"))
 
@@ -104,7 +110,9 @@ def synthetic(run: Run) -> None:
     # A student draws as it was trained to; what the config says of sampling is what it learnt.
     drawing = replace(generator.drawing, batch=g.batch, space=g.space, tile=g.tile)
     if run.config.distil is None:
-        drawing = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space, g.steering, g.tile)
+        drawing = Drawing(
+            g.sampler, g.sampler_options, g.steps, g.guidance, g.batch, g.space, g.steering, g.tile, g.masks, g.edits
+        )
     generator = Generator(generator.model, drawing, generator.context)
     plan = plan_of(run, generator.model.joint)
     gates = Gates.of(generator.model.spec, run.gate_setting(), drawing_model(run))

@@ -12,36 +12,42 @@ import yaml
 from medgen.cohort import derive
 from medgen.cohort.schema import Covariate, Schema
 from medgen.config import Config, DistilConfig, PhantomConfig, TrainingConfig
+from medgen.edit import chain as edits
 from medgen.errors import InputError, reason
 from medgen.generation import distil
 from medgen.generation.gates.setting import Setting
 from medgen.generation.model import Kind, LoadedModel, build_codec, build_network, load_model, read_spec
 from medgen.models.condition import Condition
 from medgen.models.discriminator import smallest_patch
+from medgen.models.mask import MaskInput
 from medgen.models.seam import Noise
 from medgen.models.text import TextEncoderSpec
 from medgen.prepare.options import PrepareOptions
 from medgen.registry import check_options, resolve
 from medgen.steering import chain
-from medgen.store.prepared import Prepared
+from medgen.store.prepared import INDEX, Prepared
 from medgen.training.loop import Progress, Schedule
 from medgen.training.precision import device_of
 
+SEGMENTED = "segmented"
+"""Folder, and stage, of the labels made for cases that came without."""
 StageProgress = Callable[[str, int, int, str], None]
 """(stage, done, total, remark) -> None."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What one fold of a run is about.
+    """A view of a prepared cohort: what one fold of a run is about, or a model that may see few labels.
 
     Attributes:
-        shared: the run folder whose prepared cohort the folds share.
-        sides: case id -> its side in the training of this fold's model; what validates the fold is on ``test``.
+        shared: the run folder whose prepared cohort the views share.
+        sides: case id -> its side in the training of this view's model; what validates the fold is on ``test``.
+        hidden: ids of cases whose label this view does not have.
     """
 
     shared: Path
     sides: Mapping[str, str]
+    hidden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -151,11 +157,19 @@ class Run:
         return yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
 
     @cached_property
+    def prepared(self) -> Prepared:
+        """The prepared cohort, with the labels it came with."""
+        return self.known_store or Prepared.open(self.folder / "prepared")
+
+    @property
     def store(self) -> Prepared:
-        """The prepared cohort."""
-        if self.known_store is not None:
-            return self.known_store
-        return Prepared.open(self.folder / "prepared")
+        """The prepared cohort, with the labels that stage segmented made where there are such."""
+        made = self.known_store is None and self.config.data.unlabelled == "segment"
+        return self._segmented if made and (self.folder / SEGMENTED / INDEX).is_file() else self.prepared
+
+    @cached_property
+    def _segmented(self) -> Prepared:
+        return self.prepared.labelled_by(self.folder / SEGMENTED)
 
     def train_cases(self) -> list[int]:
         """Indices of training cases."""
@@ -184,6 +198,9 @@ def check(run: Run) -> None:
     if c.distil is not None:
         distil.check(distillation(c.distil, c.seed))
     chain.check(c.generate.steering, c.generate.guidance)
+    edits.check(c.generate.edits)
+    if c.generate.masks is not None and not c.generate.masks.expanduser().exists():
+        raise InputError(f"generate.masks {c.generate.masks} does not exist; name label maps, or remove the key")
     run.gate_setting().check()
     resolve("formats", c.generate.format, "open")
     if run.phantom is None and not run.root.exists():
@@ -271,6 +288,7 @@ def _check_drawing(run: Run) -> None:
 def _build_networks(run: Run) -> None:
     """Build both networks without memory: options that do not fit each other are refused before anything runs."""
     some = Schema((Covariate("age"),))
+    mask = MaskInput(2, run.codec_stride()) if run.config.pairs == "mask" else None
 
     def some_codec() -> None:
         try:
@@ -280,7 +298,7 @@ def _build_networks(run: Run) -> None:
 
     for section, build in (
         ("autoencoder.options", some_codec),
-        ("diffusion.network_options", lambda: build_network(run.network_kind(), 1, some)),
+        ("diffusion.network_options", lambda: build_network(run.network_kind(), 1, some, mask)),
     ):
         try:
             with torch.device("meta"):

@@ -33,6 +33,7 @@ def patch_feed(
     resident: int | None = None,
     chances: Chances | None = None,
     augmentation: Augmentation | None = None,
+    labels: bool = True,
 ) -> PatchSampler:
     """A sampler of images and, where the cohort has labels, of label ids.
 
@@ -48,8 +49,10 @@ def patch_feed(
         resident: how many cases are on the device at a time; by default all, or what fits into 0.4 of its memory.
         chances: of patches centred on something.
         augmentation: of patches; its spacing is set to the store's.
+        labels: False leaves label ids out all the same; centres may still be labels.
     """
-    labelled = len(store.label_values) > 1
+    known = len(store.label_values) > 1
+    labelled = known and labels
     kinds: tuple[Kind, ...] = ("image", "label") if labelled else ("image",)
     # -1 for "no label here" has to fit beside the ids.
     ids = next(d for d in (torch.int8, torch.int16, torch.int32) if len(store.label_values) <= torch.iinfo(d).max + 1)
@@ -66,7 +69,7 @@ def patch_feed(
     centres = None
     if chances is not None and chances.total > 0:
         pairs = ((store.image(i), store.label(i) if store.cases[i].has_label else None) for i in cases)
-        centres = Centres.build(pairs, len(store.label_values) if labelled else 0, seed=seed)
+        centres = Centres.build(pairs, len(store.label_values) if known else 0, seed=seed)
     if augmentation is not None:
         augmentation = replace(augmentation, spacing_mm=store.spacing_mm)
     bytes_a_case = sum(a.numel() * a.element_size() for a in load(0))

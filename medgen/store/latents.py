@@ -55,7 +55,8 @@ class Latents:
     Row r belongs to case ``cases[r]`` (its index in the prepared store); ``mirrored[r]`` says that it encodes the
     left-right flipped case, ``copies[r]`` that it encodes the case's k-th augmented copy (0: the case itself), whose
     label volumes ``volumes_ml[r]`` were measured again (None where the case's own hold). ``reached.npy`` (N, x, y, z)
-    says which latents the case's files reach; the others are padding.
+    says which latents the case's files reach; the others are padding. ``masks.npy`` (N, S, x, y, z) holds the label
+    maps that an image model follows, as :func:`medgen.models.mask.to_cells` lays them out.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,6 +71,8 @@ class Latents:
             self.logvar = np.load(folder / "logvar.npy", mmap_mode="r", allow_pickle=False)
             there = folder / "reached.npy"
             self.reached = np.load(there, allow_pickle=False) if there.exists() else None
+            masks = folder / "masks.npy"
+            self.masks = np.load(masks, mmap_mode="r", allow_pickle=False) if masks.exists() else None
         except (OSError, ValueError, EOFError):
             raise InputError(f"{folder} holds damaged latents; remove it and run again") from None
 
@@ -91,8 +94,12 @@ class Latents:
         copies: Sequence[int] | None = None,
         volumes_ml: Sequence[Mapping[str, float] | None] | None = None,
         reached: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
     ) -> "Latents":
         """Write and open."""
+        if masks is not None:
+            with atomic(folder / "masks.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, masks.astype(np.int16), allow_pickle=False)
         if reached is not None:
             with atomic(folder / "reached.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, reached.astype(bool), allow_pickle=False)

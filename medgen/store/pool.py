@@ -5,6 +5,7 @@ another). The window is a function of the step, so what is shown never depends o
 for a load that is late. Spare slots take the next loads while the window is in use.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -39,14 +40,21 @@ class Resident:
         arrays: tensors (N, C, X, Y, Z) on one device.
         seed: of the experiment.
         rank: of this process.
+        mix: (E, share): the last E cases are extra ones that make up this share of what is shown.
     """
 
-    def __init__(self, arrays: Sequence[torch.Tensor], *, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self, arrays: Sequence[torch.Tensor], *, seed: int, rank: int = 0, mix: tuple[int, float] | None = None
+    ) -> None:
         assert len({a.shape[0] for a in arrays}) == 1 and len({a.shape[2:] for a in arrays}) == 1, (
             "arrays must share N and the grid"
         )
         self.arrays, self.cases = tuple(arrays), int(arrays[0].shape[0])
-        self._order = Order(self.cases, [seed], [rank, 1])
+        self._order: Order | Mixed = Order(self.cases, [seed], [rank, 1])
+        if mix is not None:
+            extra, share = mix
+            own = self.cases - extra
+            self._order = Mixed(Order(own, [seed], [rank, 1]), Order(extra, [seed], [rank, 6]), share)
 
     def at(self, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Cases and rows are the same."""
@@ -69,6 +77,31 @@ class Order:
     def _permute(self, epoch: int) -> np.ndarray:
         before, after = self._key
         return np.random.default_rng([*before, epoch, *after]).permutation(self.n)
+
+
+class Mixed:
+    """Two endless lists in one, of which the second makes up a share: exactly, to within one entry at any point.
+
+    Args:
+        first: of cases from 0.
+        second: of the cases after them.
+        share: of the entries that are the second's, in [0, 1].
+    """
+
+    def __init__(self, first: Order, second: Order, share: float) -> None:
+        assert 0 <= share <= 1 and (share == 1 or first.n > 0) and (share == 0 or second.n > 0), "nothing to mix"
+        self.first, self.second, self.share = first, second, share
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Entries ``first`` to ``first + count - 1``."""
+        found = []
+        for entry in range(first, first + count):
+            before, after = (math.floor(e * self.share + 1e-9) for e in (entry, entry + 1))
+            if after > before:
+                found.append(self.first.n + int(self.second(before, 1)[0]))
+            else:
+                found.append(int(self.first(entry - before, 1)[0]))
+        return np.array(found)
 
 
 class Pool:

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Prepared:
         stride: of which each extent is a multiple.
         cases: in the cohort's order.
         arrays: folder of the arrays, where they are those of another prepared cohort (a fold's).
+        other_labels: case key -> file of its label ids, where that is not the cohort's own.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Prepared:
     stride: int
     cases: tuple[PreparedCase, ...]
     arrays: Path | None = None
+    other_labels: Mapping[str, Path] = field(default_factory=dict)
 
     @staticmethod
     def open(folder: str | Path) -> "Prepared":
@@ -103,7 +105,7 @@ class Prepared:
 
     def image(self, i: int) -> np.ndarray:
         """Memory map (C, X, Y, Z) of case ``i``, float16 or float32 in [-1, 1]."""
-        return self._array(i, "image")
+        return self._array(i, "image") if self.channels else np.zeros((0, *self.shape), dtype=np.float16)
 
     def label(self, i: int) -> np.ndarray:
         """Label ids (X, Y, Z) of case ``i``, uint8 or uint16; zeros where ``has_label`` is false."""
@@ -115,8 +117,33 @@ class Prepared:
         """Positions of the cases of a split."""
         return tuple(i for i, case in enumerate(self.cases) if case.split == split)
 
+    def labels_only(self) -> "Prepared":
+        """The cohort as a model of label maps sees it: no image channels, and cases without a label on no side."""
+        cases = tuple(
+            replace(case, channels_present=(), intensity=(), split=case.split if case.has_label else None)
+            for case in self.cases
+        )
+        return replace(self, channels=(), cases=cases)
+
+    def labelled_by(self, folder: Path) -> "Prepared":
+        """The cohort with labels for cases that have none.
+
+        Args:
+            folder: of ``index.json``, which has the volume columns of each case key, and of the label ids.
+        """
+        volumes = read_json(folder / INDEX)["volumes_ml"]
+        cases = tuple(
+            replace(case, has_label=True, covariates={**case.covariates, **volumes[case.key]})
+            if case.key in volumes
+            else case
+            for case in self.cases
+        )
+        return replace(self, cases=cases, other_labels={key: folder / f"{key}_label.npy" for key in volumes})
+
     def _array(self, i: int, kind: str) -> np.ndarray:
         path = (self.arrays or self.folder) / "cases" / f"{self.cases[i].key}_{kind}.npy"
+        if kind == "label":
+            path = self.other_labels.get(self.cases[i].key, path)
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:

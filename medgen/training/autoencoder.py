@@ -107,8 +107,10 @@ class AutoencoderTask:
             yield cost, "adversary", {"adversary": cost}
 
     def _reconstruction(self, decoded: Decoded, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The losses of the image, weighted and summed, and each by name."""
+        """The losses of the image, weighted and summed, and each by name; 0 for a codec of label maps alone."""
         w, parts = self.weights, {}
+        if not self.codec.image_channels:
+            return image.new_zeros(()), parts
         if w.l1 > 0:
             parts["l1"] = losses.image_l1(decoded, image)
         if w.l2 > 0:
@@ -125,7 +127,8 @@ class AutoencoderTask:
         scores: dict[str, list[float]] = {"psnr": [], "dice": []}
         for image, label in self.held_out[:VALIDATED]:
             out, ids = reconstruct(codec, image, label, self.device)
-            scores["psnr"].append(psnr_db(out, image))
+            if self.codec.image_channels:
+                scores["psnr"].append(psnr_db(out, image))
             if ids is not None and label is not None:
                 found = np.array(dice(ids, label, range(1, codec.labels)))
                 if np.isfinite(found).any():

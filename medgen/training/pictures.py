@@ -14,16 +14,17 @@ def slices(image: np.ndarray, label: np.ndarray | None) -> np.ndarray:
 
     Args:
         image: (C, X, Y, Z) in [-1, 1], RAS+: shown with the front up or to the right and the patient's left on the
-            picture's left.
+            picture's left; black without channels.
         label: (X, Y, Z) ids or None.
     """
     tiles = []
+    shown = image[0] if len(image) else np.full(image.shape[1:], -1.0, dtype=np.float32)
     for axis in range(3):
         # Where there is a label, its middle shows more than the grid's.
         middle = image.shape[1 + axis] // 2
         if label is not None and label.any():
             middle = int(np.median(np.nonzero(label)[axis]))
-        plane = np.rot90(np.take(image[0], middle, axis=axis))
+        plane = np.rot90(np.take(shown, middle, axis=axis))
         grey = np.clip((plane.astype(np.float32) + 1) * 127.5, 0, 255)
         tile = np.repeat(grey[..., None], 3, axis=2)
         tiles.append(tile)

@@ -36,12 +36,11 @@ class Batch:
 class Objective(Protocol):
     """The function ``loss`` of a kind's module."""
 
-    def __call__(self, student: Model, teacher: Model, batch: Batch) -> torch.Tensor:
+    def __call__(self, student: Model, batch: Batch) -> torch.Tensor:
         """Loss of each row, (B,).
 
         Args:
             student: trained.
-            teacher: the steered model.
-            batch: see :class:`Batch`.
+            batch: see :class:`Batch`; what the teacher has to say is in it.
         """
         ...

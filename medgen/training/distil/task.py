@@ -106,7 +106,7 @@ class DistilTask:
         # One uniform number shared out over the batch, as in the teacher's own training.
         uniform = (torch.rand(1, generator=random) + torch.arange(self.batch) / self.batch) % 1.0
         batch = Batch(path, self.times, cond, uniform.to(self.device))
-        loss = self.objective(self.teacher.process.as_model(self.student), self.teacher.model, batch).mean()
+        loss = self.objective(self.teacher.process.as_model(self.student), batch).mean()
         yield loss, "network", {"loss": loss}
 
     @torch.no_grad()

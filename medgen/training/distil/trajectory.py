@@ -14,7 +14,7 @@ from medgen.training.distil.objective import Batch
 from medgen.training.distil.straight import velocity
 
 
-def loss(student: Model, teacher: Model, batch: Batch) -> torch.Tensor:
+def loss(student: Model, batch: Batch) -> torch.Tensor:
     """Squared error of the mean velocity of a segment, (B,)."""
     k, _ = batch.segment()
     rows = torch.arange(len(k), device=k.device)

@@ -1,0 +1,103 @@
+"""Images that follow masks (``pairs: mask``): the label model's run inside a run, and what the image model differs in.
+
+The label model is an experiment of its own on the cohort's label maps alone, in the folder ``labels`` of the run; the
+image model's codec carries no label, and its denoiser is given each case's label map instead. Cases without a label
+train the image model with a mask that is unknown.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from medgen.config import Config
+from medgen.errors import InputError
+from medgen.files import atomic
+from medgen.models.mask import MaskInput
+from medgen.stages.run import Run
+from medgen.store.prepared import Prepared
+
+FOLDER = "labels"
+
+
+def follows_masks(run: Run) -> bool:
+    """Whether the run's images follow masks."""
+    return run.config.pairs == "mask"
+
+
+def label_count(store: Prepared) -> int:
+    """Label ids with background, 0 for a cohort without labels."""
+    return len(store.label_values) if len(store.label_values) > 1 else 0
+
+
+def codec_labels(run: Run) -> int:
+    """Label ids that the run's codec carries beside the image."""
+    return 0 if follows_masks(run) else label_count(run.store)
+
+
+def mask_input(run: Run) -> MaskInput | None:
+    """What the run's denoiser follows; None where image and label share the latent."""
+    if not follows_masks(run):
+        return None
+    if not label_count(run.store):
+        raise InputError("pairs: mask needs label maps to follow, and the cohort has none; set pairs: joint")
+    return MaskInput(label_count(run.store), run.codec_stride())
+
+
+def label_run(run: Run) -> Run:
+    """The run of the label model.
+
+    Raises:
+        InputError: no case of the training side has a label.
+    """
+    mask_input(run)
+    store = run.store.labels_only()
+    if not store.indices("train"):
+        raise InputError("pairs: mask needs labelled training cases, and none has a label; set pairs: joint")
+    return Run(
+        label_config(run.config),
+        run.folder / FOLDER,
+        lambda stage, done, total, remark: run.progress(f"{FOLDER} {stage}", done, total, remark),
+        known_store=store,
+        force=run.force,
+    )
+
+
+def label_config(config: Config) -> Config:
+    """The experiment of the label model, as the experiment says."""
+    codec = config.labels.autoencoder or config.autoencoder
+    bounds = {name: None for name in type(codec.accept).model_fields if name in ("min_psnr_db", "min_ssim", "max_l1")}
+    accept = codec.accept.model_copy(update={**bounds, "min_sharpness": None})
+    adversary = codec.adversary.model_copy(update={"weight": 0.0})  # it judges images
+    generate = config.generate.model_copy(update={"masks": None, "edits": (), "steering": ()})
+    return config.model_copy(
+        update={
+            "pairs": "joint",
+            "labels": type(config.labels)(),
+            "autoencoder": codec.model_copy(update={"accept": accept, "adversary": adversary}),
+            "diffusion": config.labels.diffusion or config.diffusion,
+            "generate": generate,
+        }
+    )
+
+
+def mean_centre(store: Prepared) -> list[float]:
+    """Where the middle of what is labelled lies on the grid, in voxels, as a mean over the training cases.
+
+    Masks that come without an image are laid there.
+    """
+    centres = []
+    for i in store.indices("train"):
+        if store.cases[i].has_label and (inside := np.argwhere(np.asarray(store.label(i)) > 0)).size:
+            centres.append((inside.min(axis=0) + inside.max(axis=0)) / 2)
+    return [round(float(c), 3) for c in np.mean(centres, axis=0)] if centres else []
+
+
+def copy_label_model(run: Run, folder: Path) -> None:
+    """Put the label model's folder into the model's."""
+    source, target = run.folder / FOLDER / "model", folder / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            with atomic(target / path.name) as temporary:
+                shutil.copyfile(path, temporary)

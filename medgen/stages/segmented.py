@@ -1,0 +1,69 @@
+"""Stage segmented: cases without a label get one, from a segmenter trained on the training cases that have one.
+
+Pseudo-labels (Lee 2013) within the cohort. Validation cases get them too, since a model that has only seen labelled
+cases cannot be validated on others; test cases never do.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from medgen.cohort.schema import volume_column
+from medgen.errors import InputError
+from medgen.files import atomic, remove_partials, write_json
+from medgen.measure.volumes import label_volumes_ml
+from medgen.prepare.grid import GeometryRecord
+from medgen.segment.train import CLASSICAL, pairs_of, train
+from medgen.stages.run import SEGMENTED, Run
+from medgen.store.prepared import INDEX, Prepared
+
+
+def needed(run: Run) -> bool:
+    """Whether the config asks for it, and some training case has a label and some has none.
+
+    Raises:
+        InputError: it is asked for, and no training case has a label to learn from.
+    """
+    if run.config.data.unlabelled != "segment":
+        return False
+    store = run.prepared
+    labelled = {store.cases[i].has_label for i in store.indices("train")}
+    if True not in labelled:
+        raise InputError("data.unlabelled: segment needs labelled training cases to learn from, and there is none")
+    return False in labelled
+
+
+def segmented(run: Run) -> None:
+    """Train the segmenter, and write the label maps and, last, their index."""
+    store, folder = run.prepared, run.folder / SEGMENTED
+    segmenter = train(
+        pairs_of(store, store.indices("train")),
+        folder / "segmenter",
+        labels=len(store.label_values),
+        held_out=pairs_of(store, store.indices("val")),
+        steps=run.config.data.segmenter_steps,
+        augmentation=replace(CLASSICAL, spacing_mm=store.spacing_mm),
+        seed=run.config.seed,
+        device=str(run.device),
+        on_progress=run.stage_progress(SEGMENTED),
+    )
+    remove_partials(folder)
+    seen = sorted((*store.indices("train"), *store.indices("val")))
+    missing = [i for i in seen if not store.cases[i].has_label]
+    volumes = {}
+    for done, i in enumerate(missing, start=1):
+        case = store.cases[i]
+        ids = segmenter.predict(np.asarray(store.image(i), dtype=np.float32))
+        with atomic(folder / f"{case.key}_label.npy") as temporary, temporary.open("wb") as stream:
+            np.save(stream, ids, allow_pickle=False)
+        volumes[case.key] = _volumes(store, i, ids)
+        run.progress(SEGMENTED, done, len(missing), "cases labelled")
+    write_json(folder / INDEX, {"volumes_ml": volumes})
+
+
+def _volumes(store: Prepared, i: int, ids: np.ndarray) -> dict[str, float]:
+    """In the subject's own space, as those of given labels are."""
+    geometry = GeometryRecord.from_json(store.cases[i].geometry)
+    own = geometry.voxel_ml / geometry.target.voxel_ml
+    found = label_volumes_ml(ids, range(1, len(store.label_values)), geometry.target.affine)
+    return {volume_column(store.label_names[k]): round(v * own, 6) for k, v in found.items()}
