@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.config import Config
+from medgen.edit import chain as edits
 from medgen.errors import InputError
 from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
@@ -143,7 +144,7 @@ def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
     how = g.model_dump(mode="json", exclude={"batch", "n", "writers", "masks", "edits"})
-    masks = [given_identity(g.masks.expanduser()) if g.masks else None, list(g.edits)] if g.masks or g.edits else []
+    masks = [given_identity(g.masks.expanduser()) if g.masks else None, edits.recorded(g.edits)] if g.masks or g.edits else []
     return [how, chain.recorded(g.steering), table, run.gate_setting().recorded(), *masks]
 
 

@@ -190,7 +190,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
         "",
         "| PSNR | SSIM | L1 | sharpness (Laplacian variance, reconstruction over image) |",
         "| --- | --- | --- | --- |",
-        f"| {figures['psnr_db']} dB | {figures['ssim']} | {figures['l1']} | {figures['sharpness']} |",
+        "| " + " | ".join(_or_dash(figures[name]) + (" dB" if name == "psnr_db" else "") for name in _OF_IMAGES) + " |",
     ]
     if "dice" in figures:
         lines += ["", "Connected structures are each scored in their own territory, by volume:", ""]
@@ -203,8 +203,8 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     lines += ["", "The case with the lowest PSNR, above its reconstruction:", "", f"![worst case]({PICTURE})", ""]
     lines += ["| case | PSNR | SSIM | L1 | sharpness | mean Dice |", "| --- | --- | --- | --- | --- | --- |"]
     for e in figures["each"]:
-        told = (e["case"], e["psnr_db"], e["ssim"], e["l1"], e["sharpness"], _or_dash(e.get("dice")))
-        lines.append("| " + " | ".join(str(cell) for cell in told) + " |")
+        told = (str(e["case"]), *(_or_dash(e[name]) for name in _OF_IMAGES), _or_dash(e.get("dice")))
+        lines.append("| " + " | ".join(told) + " |")
     return "\n".join(lines) + "\n"
 
 

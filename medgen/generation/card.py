@@ -21,8 +21,7 @@ def model_card(spec: Mapping[str, Any]) -> str:
     ancestors = "".join(_ancestor(a) for a in trained.get("ancestors", []))
     return f"""# {spec["name"]}
 
-A latent diffusion model of 3D medical images made by medgen. It draws an image
-(channels: {", ".join(spec["channels"])}) and its label map ({labels or "none"}) together.
+A latent diffusion model of 3D medical images made by medgen. {_route(spec, labels or "none")}
 
 - Trained on {trained["cases"]} cases of {trained["subjects"]} subjects; {trained["validation"]} cases held out.
 - Grid: {shape} voxels of {spacing} mm; samples finer than that are interpolated.
@@ -48,10 +47,24 @@ few cases can repeat them: compare samples with the training cases before you sh
 """
 
 
+def _route(spec: Mapping[str, Any], labels: str) -> str:
+    """What a sample is, and where its label comes from."""
+    channels = ", ".join(spec["channels"])
+    if not spec["channels"]:
+        return f"It draws label maps\n({labels}) for an image model to follow."
+    if spec.get("mask"):
+        return (
+            f"Its model in `labels/` draws a label map\n({labels}), and an image (channels: {channels}) is drawn that "
+            "follows it. Images follow\nmasks that are given as well: `medgen generate --masks`."
+        )
+    return f"It draws an image\n(channels: {channels}) and its label map ({labels}) together."
+
+
 def _codec(trained: Mapping[str, Any]) -> str:
     c, below = trained["codec"], trained.get("codec_below", [])
     whose = "held-out" if c["held_out"] else "training"
-    text = f"- The codec keeps PSNR {c['psnr_db']} dB, SSIM {c['ssim']} on {c['cases']} {whose} cases"
+    kept = [f"PSNR {c['psnr_db']} dB, SSIM {c['ssim']}"] if c["psnr_db"] is not None else []
+    text = f"- The codec keeps {', '.join(kept) or 'labels'} on {c['cases']} {whose} cases"
     if "dice" in c:
         text += "; Dice " + ", ".join(f"{name} {value}" for name, value in c["dice"].items())
     warning = f"- **Codec below its thresholds:** {'; '.join(below)}.\n" if below else ""

@@ -181,7 +181,7 @@ class EditedMasks:
 
     def recorded(self) -> dict[str, Any]:
         """The source's, with the edits."""
-        return {**self.source.recorded(), "edits": [dict(step) for step in self.steps]}
+        return {**self.source.recorded(), "edits": edits.recorded(self.steps)}
 
 
 def given_identity(path: Path) -> str:
