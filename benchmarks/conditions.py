@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from diffusion_bench import Bench, arm, open_bench, parser, shared_codec, yardstick
+from diffusion_bench import Bench, arm, loaded, open_bench, parser, shared_codec, yardstick
 from diffusion_draw import SEED, Drawn, answered, label_volumes_ml, our_samples, uniform_requests
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -54,7 +54,7 @@ class Arm:
     def __init__(self, bench: Bench, reference: Reference, codec: Codec, name: str, store: Prepared | None) -> None:
         self.bench, self.reference, self.codec = bench, reference, codec
         self.model = arm(bench, name, store=store)
-        self.generator = Generator.load(self.model, device=bench.options.device)
+        self.generator = loaded(bench, self.model)
 
     def drawn(
         self, name: str, rows: Sequence[Row], keys: Sequence[Key] | None = None, steering: Sequence[Any] = ()

@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusion_bench import Bench, arm, open_bench, parser, seconds_of, shared_codec, yardstick
+from diffusion_bench import Bench, arm, loaded, open_bench, parser, seconds_of, shared_codec, yardstick
 from diffusion_draw import answered, figures, mean_of_volumes, our_samples, uniform_requests
 from diffusion_peer import SAMPLINGS, TutorialDiffusion, tutorial, tutorial_samples
 
 from medgen.evaluation.reference import Reference
 from medgen.files import write_json
-from medgen.generation.generator import Generator
 from medgen.generation.model import build_codec, build_network
 from medgen.models.codec import Codec
 from medgen.segment.network import Architecture, build
@@ -81,7 +80,7 @@ def ours(
 ) -> tuple[dict[str, Any], float]:
     """Figures of our samples, and seconds a sample."""
     model = arm(bench, "ours")
-    generator = Generator.load(model, device=bench.options.device)
+    generator = loaded(bench, model)
     requests = uniform_requests(bench, bench.options.n)
     drawn = our_samples(bench, generator, model.parent, "ours", answered(generator, requests), codec)
     return figures(bench, reference, model.parent, drawn, requests, reconstructions), drawn.seconds_per_sample
@@ -93,7 +92,7 @@ def monai(
     """Figures of the tutorial's samples, and seconds a sample, by each way of drawing them."""
     peer, folder = tutorial(bench)
     # The requests of both sides are answered by one joint: ours has it, and both are asked the same rows.
-    generator = Generator.load(arm(bench, "ours"), device=bench.options.device)
+    generator = loaded(bench, arm(bench, "ours"))
     requests = uniform_requests(bench, bench.options.n)
     rows = [row.values for row in answered(generator, requests)]
     found = {}

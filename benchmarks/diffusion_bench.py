@@ -22,16 +22,18 @@ from medgen.cohort.schema import volume_column
 from medgen.config import Config
 from medgen.evaluation.reference import Measured, Reference, measure_reference
 from medgen.files import atomic, digest, sha256_file
+from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import build_codec, build_network
 from medgen.measure.features import Projection
 from medgen.models.codec import Codec
 from medgen.segment.segmenter import WEIGHTS, Segmenter
 from medgen.segment.train import CLASSICAL, pairs_of
 from medgen.segment.train import train as train_segmenter
+from medgen.stages.check import check
 from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import fit_encoder
 from medgen.stages.masks import label_count
-from medgen.stages.run import Run, check
+from medgen.stages.run import Run
 from medgen.store.prepared import Prepared
 from medgen.training.precision import device_of
 
@@ -240,7 +242,7 @@ def _reference(store: Prepared, segmenter: Segmenter, path: Path) -> Reference:
 
 
 def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, store: Prepared | None = None) -> Path:
-    """Train our model and return its model folder.
+    """Train our model and return its model folder; how samples are drawn is no part of it (:func:`loaded`).
 
     Args:
         bench: the cohort.
@@ -252,7 +254,7 @@ def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, sto
     raw = bench.config.model_dump(mode="json") | {"diffusion": section}
     config = Config.model_validate(raw)
     rows = [dict(case.covariates) for case in store.cases] if store else None
-    said = [config.diffusion.model_dump(mode="json"), config.generate.model_dump(mode="json"), bench.columns, rows]
+    said = [config.diffusion.model_dump(mode="json"), bench.columns, rows]
     run = bench.run(bench.folder, config, store)
     codec = build_codec(run.codec_kind(), len(bench.store.channels), label_count(bench.store))
     network = build_network(run.network_kind(), codec.latent_channels, fit_encoder(run)[0].schema)
@@ -267,6 +269,13 @@ def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, sto
         _STAGES["diffusion"](run)
         _STAGES["model"](run)
     return folder / "model"
+
+
+def loaded(bench: Bench, model: Path) -> Generator:
+    """A trained arm, drawing as the experiment's section ``generate`` says."""
+    g, found = bench.config.generate, Generator.load(model, device=bench.options.device)
+    how = Drawing(g.sampler, g.sampler_options, g.steps, g.guidance, steering=g.steering)
+    return Generator(found.model, how, found.context)
 
 
 def seconds_of(work: Callable[[], object], times: int = 2) -> float:

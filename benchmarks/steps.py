@@ -85,13 +85,16 @@ def of_model(
 ) -> dict[str, dict[str, Cell]]:
     """Sampler -> evaluations -> entry."""
     loaded = Generator.load(model, device=bench.options.device)
+    # A student draws with the guidance it has learnt, the arms with what the experiment says.
+    learnt = "distilled" in loaded.model.spec.trained_on
+    guidance = loaded.drawing.guidance if learnt else bench.config.generate.guidance
     requests = uniform_requests(bench, bench.options.n)
     rows = answered(loaded, requests)
     table: dict[str, dict[str, Cell]] = {}
     for sampler in samplers:
         for count in most:
             steps = steps_within(loaded.model.process, sampler, count)
-            generator = Generator(loaded.model, Drawing(sampler, {}, steps, loaded.drawing.guidance), loaded.context)
+            generator = Generator(loaded.model, Drawing(sampler, {}, steps, guidance), loaded.context)
             drawn = our_samples(bench, generator, model.parent, f"{model.name}-{sampler}-{count}", rows, codec)
             found = figures(bench, reference, model.parent, drawn, requests, resamples=200, pairs=40)
             made = cell(bench, found, drawn) | {"steps": steps}

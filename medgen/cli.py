@@ -253,8 +253,9 @@ def prepare(
     from medgen import config as configs
     from medgen.progress import Display
     from medgen.stages.ancestor import with_ancestor
+    from medgen.stages.check import check
     from medgen.stages.data import prepare_into
-    from medgen.stages.run import Run, check
+    from medgen.stages.run import Run
 
     sets = (*([f"prepare.spacing_mm={spacing}"] if spacing else []), *(overrides or ()))
     if path.suffix in (".yaml", ".yml"):
@@ -277,16 +278,40 @@ def doctor(
     path: Annotated[Path, typer.Argument(help="A cohort (folder or table), an experiment file or a model folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
     measure: Annotated[bool, typer.Option(help="Also measure time and memory by a few real steps.")] = True,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, help="Compute an experiment's costs for another machine, at so many TFLOP/s sustained (not peak)."
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s of memory that the other machine sustains, with --tflops.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of memory of the other machine's device, with --tflops.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Say what is wrong, what is odd and what a run will cost; exits with 2 where something is wrong."""
+    """Say what is wrong, what is odd and what a run will cost; exits with 2 where something is wrong.
+
+    Costs are measured on this machine, and with --tflops computed for another: operations and memory are counted
+    exactly, and rates are what you say they are.
+    """
     import json
 
     from medgen.doctor import diagnose, print_table
+    from medgen.doctor.counted import Machine
     from medgen.progress import Display
 
+    machine = None
+    if tflops is not None:
+        machine = Machine(tflops, bandwidth, None if memory is None else int(memory * 2**30))
+    elif bandwidth is not None or memory is not None:
+        raise InputError("--bandwidth and --memory are of another machine; say how fast it is with --tflops")
     with Display() as display:
-        diagnosis = diagnose(path, measure=measure, overrides=tuple(overrides or ()), on_progress=display)
+        diagnosis = diagnose(
+            path, measure=measure, overrides=tuple(overrides or ()), machine=machine, on_progress=display
+        )
     if as_json:
         print(json.dumps(diagnosis.to_json(), indent=2))
     else:

@@ -3,15 +3,20 @@
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from medgen.errors import InputError
 
 PARTIAL = ".partial-"
+_NAME = re.compile(re.escape(PARTIAL) + r"(\d{6})(\d{7,})\d{6}-.*")
+_in_hand: set[str] = set()
 
 
 @contextmanager
@@ -19,16 +24,40 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` with the same suffixes; rename it onto ``path`` on success.
 
     The temporary name starts with a dot and ``PARTIAL`` and keeps the suffixes, because writers choose their format
-    from them. It holds random digits: writers on several hosts may share a process number. On an exception the
-    temporary file is removed and ``path`` is as it was.
+    from them. It tells machine and process, see :func:`remove_partials`, and holds random digits besides. On an
+    exception the temporary file is removed and ``path`` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL}{os.getpid()}{secrets.randbelow(10**9):09d}-{path.name}")
-    try:
+    with _temporary(path) as temporary:
         yield temporary
         temporary.replace(path)
+
+
+@contextmanager
+def reserved(folder: Path, size: int) -> Iterator[Callable[[], None]]:
+    """Keep room on a disk that may fill up; yields what gives it free, which also happens at the end.
+
+    Args:
+        folder: in which a file of that size lies meanwhile, under a temporary name.
+        size: in bytes. They are random, so that no file system makes less of them.
+    """
+    with _temporary(folder / "reserve") as temporary:
+        if size:
+            temporary.write_bytes(os.urandom(size))
+        yield lambda: temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, whose file is gone in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    process = f"{_machine():06d}{os.getpid():07d}{secrets.randbelow(10**6):06d}"
+    temporary = path.with_name(f"{PARTIAL}{process}-{path.name}")
+    _in_hand.add(temporary.name)
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+        _in_hand.discard(temporary.name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,9 +121,45 @@ def inside(root: Path, relative: str | Path, *, said_in: Path) -> Path:
     return resolved
 
 
-def remove_partials(folder: Path) -> int:
-    """Remove what killed runs left under temporary names below ``folder``; returns how many."""
-    found = [p for p in folder.rglob(f"{PARTIAL}*") if p.is_file()]
+def remove_partials(folder: Path, *, shared: bool = False) -> int:
+    """Remove what killed runs left under temporary names below ``folder``; returns how many.
+
+    What a process that is still running on this machine writes is left alone.
+
+    Args:
+        folder: with everything below it.
+        shared: whether others may be writing there at the same time: what is from another machine stays too.
+    """
+    spared = {True, None} if shared else {True}
+    found = [p for p in folder.rglob(f"{PARTIAL}*") if p.is_file() and _is_alive(p.name) not in spared]
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
+
+
+def _is_alive(name: str) -> bool | None:
+    """Whether the process that writes a temporary file is running; None where that cannot be told."""
+    match = _NAME.fullmatch(name)
+    if match is None or os.name != "posix" or int(match[1]) != _machine():
+        return None
+    if int(match[2]) == os.getpid():
+        return name in _in_hand
+    try:
+        os.kill(int(match[2]), 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # someone else's, or no number of a process
+        return True
+    return True
+
+
+@lru_cache(maxsize=1)
+def _machine() -> int:
+    """Six digits that stand for this machine since it was started, and for this container on it.
+
+    Two that share a name, as machines of a cluster or of one image may, still differ.
+    """
+    said = [platform.node()]
+    with suppress(OSError):  # systems without /proc
+        said += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return int(hashlib.sha256(" ".join(said).encode()).hexdigest(), 16) % 10**6

@@ -16,11 +16,12 @@ from medgen.errors import InputError
 from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
 from medgen.generation.masks import given_identity
-from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality, segmented, utility
+from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality, segmented, utility, views
 from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
+from medgen.stages.check import check
 from medgen.stages.masks import FOLDER as LABELS
 from medgen.stages.masks import follows_masks, label_run
-from medgen.stages.run import SEGMENTED, Run, StageProgress, check
+from medgen.stages.run import SEGMENTED, Run, StageProgress
 from medgen.steering import chain
 from medgen.training.distributed import world
 
@@ -148,6 +149,11 @@ def _synthetic(run: Run) -> Any:
     return [how, chain.recorded(g.steering), table, run.gate_setting().recorded(), *masks]
 
 
+def _report(run: Run) -> Any:
+    off = set() if run.config.report.fidelity else {"fidelity"}
+    return [run.config.report.model_dump(mode="json", exclude=off), quality.shortfall(run)]
+
+
 def _prepare(run: Run) -> None:
     (data.prepared if run.fold is None else folds.write_view)(run)
 
@@ -194,6 +200,7 @@ STAGES = (
         keeps=True,
         place=f"autoencoder/{codec_quality.JSON}",
         gate=quality.gate,
+        version=2,
     ),
     Stage("latents", encoding.latents, _latents, ("prepared", SEGMENTED, "autoencoder"), version=2),
     Stage("diffusion", diffusion.diffusion, _diffusion, ("prepared", SEGMENTED, "latents"), version=2, together=True),
@@ -210,7 +217,7 @@ STAGES = (
     Stage(
         "report",
         product.report,
-        lambda run: [run.config.report.model_dump(mode="json"), quality.shortfall(run)],
+        _report,
         ("synthetic", "prepared", "quality"),
     ),
 )
@@ -284,7 +291,7 @@ def run_utility(
     check(run)
     utility.check(run)
     if run.phantom is None:
-        utility.views(run, data.read_columns(run))  # refused now, and not after the cohort is prepared
+        views.views(run, data.read_columns(run))  # refused now, and not after the cohort is prepared
     _run_stages(run, STAGES, "prepared")
     return utility.evaluate(run, lambda one, last: _run_stages(one, STAGES, last))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import FileBasedImage, ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.orientations import (
     aff2axcodes,
     apply_orientation,
@@ -227,8 +228,9 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     for field in ("descrip", "aux_file", "db_name", "intent_name"):
         image.header[field] = b""
     image.header.extensions.clear()
-    with atomic(path) as temporary:
-        nib.save(image, temporary)
+    # Not nib.save: where that runs into an error it leaves the file open, and a full disk gets no room back.
+    with atomic(path) as temporary, ImageOpener(temporary, "wb") as stream:
+        image.to_stream(stream.fobj)
 
 
 def _with_right_angles(affine: np.ndarray) -> np.ndarray:

@@ -107,3 +107,10 @@ def test_each_goes_through_and_uses_the_work_of_before(load, phantoms, tmp_path,
     parts = read_json(tmp_path / "d.json")
     assert parts["sweep"]["column"] == "age" and parts["readback"]["age"]["samples"]["n"] == 8
     assert abs(parts["missing"]["share_missing"] - 0.3) < 0.01 and parts["not"]["column"] == "ventricles_ml"
+
+
+@pytest.mark.slow
+def test_counted_memory_is_what_a_process_takes(load, monkeypatch, tmp_path):
+    call(load("memory"), monkeypatch, "--extents", "48", "--json", tmp_path / "m.json")
+    rows = read_json(tmp_path / "m.json")["rows"]
+    assert len(rows) == 5 and all(0.85 < row["ratio"] < 1.2 for row in rows)

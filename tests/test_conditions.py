@@ -18,8 +18,9 @@ from medgen.cohort.phantom import write_phantom
 from medgen.errors import ExtrapolationWarning, InputError
 from medgen.files import read_json
 from medgen.prepare.grid import GeometryRecord
+from medgen.stages.check import check
 from medgen.stages.conditions import check_requests, conditions
-from medgen.stages.run import Run, check
+from medgen.stages.run import Run
 from medgen.store.prepared import Prepared
 from tests.text_encoder import write_tiny_encoder
 from tests.tiny import TINY
@@ -104,6 +105,8 @@ def test_no_patients_text_leaves_the_run(folder):
     generator = Generator.load(folder / "run" / "model", device="cpu")
     assert generator.sample().sidecar["drawn"]["report"] is None
     spec = read_json(folder / "run" / "model" / "model.json")
+    assert spec["encoder"]["text"]["folder"] == "encoder", "no path of this machine is in a model"
+    assert str(folder) not in (folder / "run" / "model" / "model.json").read_text()
     assert spec["encoder"]["text"]["tokens"] == 12 and len(spec["encoder"]["text"]["files"]["config.json"]) == 64
 
 

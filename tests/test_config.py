@@ -4,7 +4,8 @@ import pytest
 
 from medgen import config, registry
 from medgen.errors import InputError
-from medgen.stages.run import Run, check
+from medgen.stages.check import check
+from medgen.stages.run import Run
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from medgen.cohort.schema import Schema, Value
 
+ORIGIN = "origin"
+REAL, SYNTHETIC = "real", "synthetic"
+"""A column that says of each case of a combined dataset where it comes from, and what stands in it."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,6 +51,7 @@ class Case:
         mask: a foreground mask, where the cohort has one.
         covariates: name -> number, level or None (missing). Names missing here count as None.
         split: "train", "val" or "test" where the cohort fixes it, else None.
+        synthetic: whether a model made it; such a case trains and never judges.
     """
 
     case_id: str
@@ -56,6 +61,7 @@ class Case:
     mask: Source | None = None
     covariates: Mapping[str, Value] = field(default_factory=dict)
     split: str | None = None
+    synthetic: bool = False
 
     @property
     def has_label(self) -> bool:

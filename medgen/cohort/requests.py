@@ -7,6 +7,7 @@ flattens the joint: each stratum (ten years of age by sex) that the cohort cover
 
 import csv
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ __all__ = [
 MATCHES = ("real",)
 _DRAWS = 4096
 _GOLDEN = 0.6180339887498949
+_IDS = frozenset({"participant_id", "subject_id", "subject", "case_id", "id"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Row:
         extrapolated: names whose value lies outside the cohort's range or levels (only under ``force``).
         request: what was asked, in words.
         plausibility: of what was asked, taken together (see :func:`medgen.cohort.coverage.plausibility`).
+        given: what was asked: values, ranges, levels.
     """
 
     values: Mapping[str, Value]
@@ -62,6 +65,7 @@ class Row:
     extrapolated: tuple[str, ...] = ()
     request: str = ""
     plausibility: float = 1.0
+    given: GivenMap = field(default_factory=dict)
 
     @property
     def unlike_cohort(self) -> bool:
@@ -111,7 +115,8 @@ def resolve(request: Request, joint: Joint, seed: int, index: int, attempt: int 
         values = {n: v if n in request.given else None for n, v in values.items()}
     given = {n: Fixed(v) for n in request.given if (v := values[n]) is not None}
     beyond = coverage.outside(joint, given)
-    return Row(values, frozenset(request.given), beyond, str(request), coverage.plausibility(joint, given))
+    likely = coverage.plausibility(joint, given)
+    return Row(values, frozenset(request.given), beyond, str(request), likely, dict(request.given))
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ def plan(
         schema: what can be asked for.
         joint: the cohort's.
         where: a request for all samples, see :func:`medgen.cohort.where.parse_where`.
-        table: CSV or TSV, one request a line, a column a covariate; cells as in ``where``; empty cells are drawn.
+        table: CSV (commas or semicolons) or TSV, one request a line, a column a covariate; cells as in ``where``;
+            empty cells are drawn. A participants.tsv does as well: a column of ids is passed over.
         match: ``real``: strata (levels, and quartiles of the first numeric column) in the cohort's proportions.
         balance: covariates to flatten, for example ``age:10y,sex`` (numeric ones with the width of their bins).
         force: allow what the cohort never covers.
@@ -214,15 +220,23 @@ def _table(path: Path, common: Request, schema: Schema, joint: Joint) -> tuple[R
         raise InputError(f"{path} does not exist; give a CSV or TSV with one request a line") from None
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as a table ({error}); save it as CSV or TSV in UTF-8") from None
-    tabs = path.suffix.lower() == ".tsv" or "\t" in text.split("\n", 1)[0]
+    rows = text.splitlines()
+    header = re.sub(r'"[^"]*"', "", rows[0]) if rows else ""
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     try:
-        lines = list(csv.reader(text.splitlines(), delimiter="\t" if tabs else ",", strict=True))
+        lines = list(csv.reader(rows, delimiter=separator, strict=True))
     except csv.Error as error:
         raise InputError(f"{path} is not a valid table ({error}); mend it") from None
     if not lines or not any(cell.strip() for cell in lines[0]):
         raise InputError(f"{path} is empty; its first line names covariates: {', '.join(schema.names)}")
     names = [cell.strip() for cell in lines[0]]
-    columns = [known(name, schema, str(path)) for name in names]
+    while not names[-1]:  # spreadsheets write empty columns behind the last
+        names.pop()
+    # Who is asked for has a name in the user's table; samples are numbered.
+    skipped = {name for name in names if name.lower() in _IDS and name not in schema}
+    if len(skipped) == len(names):
+        raise InputError(f"{path} has no column of covariates; add some of: {', '.join(schema.names) or 'none'}")
+    columns = [None if name in skipped else known(name, schema, str(path)) for name in names]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{path} has two columns '{name}'; keep one")
@@ -233,12 +247,14 @@ def _table(path: Path, common: Request, schema: Schema, joint: Joint) -> tuple[R
         source = f"{path} line {number}"
         if not cells:
             continue
+        while len(cells) > len(names) and not cells[-1].strip():
+            cells.pop()
         if len(cells) != len(names):
             raise InputError(f"{source} has {len(cells)} cells, but the first line has {len(names)}; mend the line")
         own: dict[str, Given] = {
             c.name: parse_cell(cell, c, source)
             for c, cell in zip(columns, cells, strict=True)
-            if cell.strip().lower() not in MISSING_WORDS
+            if c is not None and cell.strip().lower() not in MISSING_WORDS
         }
         request = Request({**common.given, **own}, common.force)
         check(request, schema, joint, source)

@@ -69,7 +69,9 @@ class Covariate:
             try:
                 number = float(word)
             except ValueError:
-                raise InputError(f"covariate '{self.name}' is a number, but '{word}' is not one") from None
+                point = re.fullmatch(r"([+-]?\d+),(\d+)", word)
+                hint = f"; write {point[1]}.{point[2]}" if point else ""
+                raise InputError(f"covariate '{self.name}' is a number, but '{word}' is not one{hint}") from None
             if not math.isfinite(number):
                 raise InputError(f"covariate '{self.name}' must be finite, not '{word}'")
             return number

@@ -22,6 +22,7 @@ from medgen.cohort.case import Cohort
 from medgen.cohort.schema import MISSING_WORDS, Covariate, Kind, Schema, Value
 from medgen.errors import InputError
 from medgen.files import write_text
+from medgen.yaml_keys import read_yaml
 
 KINDS: tuple[str, ...] = (*get_args(Kind), "ignore")
 KEYS = {
@@ -75,10 +76,7 @@ def read(path: Path) -> Schema:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _refuse_twins(node, path)
-        document = yaml.safe_load(text)
+        document = read_yaml(text, path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -137,17 +135,6 @@ def _value(c: Covariate, value: Value) -> Value:
         if not low <= parsed <= high:
             raise InputError(f"covariate '{c.name}' has the value {parsed:g}, outside {low:g} to {high:g}")
     return parsed
-
-
-def _refuse_twins(node: yaml.Node, path: Path) -> None:
-    """Refuse a key that stands twice in one mapping: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise InputError(f"{path} has '{key.value}' twice (line {key.start_mark.line + 1}); keep one")
-            seen.add(key.value)
-            _refuse_twins(value, path)
 
 
 def _covariate(name: Any, entry: Any, path: Path) -> Covariate | None:

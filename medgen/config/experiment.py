@@ -78,6 +78,25 @@ class Config(Section):
             raise ValueError("distil learns from covariates alone, and with pairs: mask images follow masks; remove distil")
         return self
 
+    def of_labels(self) -> "Config":
+        """The experiment of the label model of ``pairs: mask``: what is about images is left out."""
+        codec = self.labels.autoencoder or self.autoencoder
+        images = {"min_psnr_db": None, "min_ssim": None, "max_l1": None, "min_sharpness": None}
+        own = {
+            "accept": codec.accept.model_copy(update=images),
+            "adversary": codec.adversary.model_copy(update={"weight": 0.0}),
+            "losses": codec.losses.model_copy(update={"perceptual": 0.0, "perceptual_weights": None}),
+        }
+        return self.model_copy(
+            update={
+                "pairs": "joint",
+                "labels": LabelModelConfig(),
+                "autoencoder": codec.model_copy(update=own),
+                "diffusion": self.labels.diffusion or self.diffusion,
+                "generate": self.generate.model_copy(update={"masks": None, "edits": (), "steering": ()}),
+            }
+        )
+
     @field_validator("init", mode="before")
     @classmethod
     def _init(cls, value: Any) -> Any:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from medgen.config.experiment import Config
 from medgen.errors import InputError
+from medgen.yaml_keys import read_yaml
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -19,8 +20,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        raw = yaml.safe_load(text)
-        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        raw = read_yaml(text, path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give an experiment file such as configs/phantom.yaml") from None
     except IsADirectoryError:
@@ -40,17 +40,6 @@ def build(raw: dict[str, Any], said_in: str, overrides: tuple[str, ...] = ()) ->
         return Config.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{said_in}: {_sentence(error)}") from None
-
-
-def _refuse_twins(node: yaml.Node | None, path: Path) -> None:
-    """Refuse a key that stands twice in one section: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise InputError(f"{path} has '{key.value}' twice (line {key.start_mark.line + 1}); keep one")
-            seen.add(key.value)
-            _refuse_twins(value, path)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

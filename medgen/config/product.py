@@ -62,9 +62,29 @@ class GenerateConfig(Section):
         return {"others": False} if value == "none" or value is False else value
 
 
+class FidelityConfig(Section):
+    """The pinned protocol of likeness, diversity, obedience, memorisation and sharpness.
+
+    See :func:`medgen.evaluation.fidelity.fidelity`. It needs a segmenter, trained for ``segmenter_steps`` on the training cases. With ``halves`` it is trained on half
+    of them where there are enough, and real cases are compared by the other half, which it has not seen.
+    """
+
+    segmenter_steps: Positive = 1500
+    halves: bool = True
+
+
 class ReportConfig(Section):
-    """Figures the run must reach; missing one ends ``medgen run`` with exit code 3 after everything is written."""
+    """Figures the run must reach; missing one ends ``medgen run`` with exit code 3 after everything is written.
+
+    ``fidelity: true`` adds the pinned protocol's figures.
+    """
 
     volume: str | None = None
     min_volume_r: float | None = None
     max_ssim_excess: float | None = None
+    fidelity: FidelityConfig | None = None
+
+    @field_validator("fidelity", mode="before")
+    @classmethod
+    def _fidelity(cls, value: Any) -> Any:
+        return {True: FidelityConfig(), False: None}[value] if isinstance(value, bool) else value

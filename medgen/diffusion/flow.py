@@ -24,7 +24,7 @@ class Flow:
         time_mean: mean of logit(t) in training (Esser et al. 2024, arXiv:2403.03206, logit-normal times).
         time_std: its standard deviation.
         shift: t -> shift t / (1 + (shift - 1) t), in training and sampling; above 1 spends more on high noise, which
-            larger latents need (ibid., equation 23).
+            larger latents need (ibid., equation 23); sqrt(latents / 256) is about right, 3 at some thousands.
         t_max: where sampling starts.
     """
 
@@ -85,7 +85,7 @@ class Flow:
         return drawn(model, shape, cond, sampler, noise, self.sigmas(steps))
 
 
-def build(*, time_mean: float = 0.0, time_std: float = 1.0, shift: float = 1.0, t_max: float = 0.998) -> Flow:
+def build(*, time_mean: float = 0.0, time_std: float = 1.0, shift: float = 3.0, t_max: float = 0.998) -> Flow:
     """Build the process; see :class:`Flow`.
 
     Raises:

@@ -1,20 +1,17 @@
-"""What a run will make and cost: the padded shape, and time and memory of each stage."""
+"""What preparing a cohort will make and cost: the grid, the padded shape, and the time a case."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from medgen.cohort.case import Cohort
 from medgen.cohort.load import LoadedCase, load_case
 from medgen.cohort.schema import Value, volume_column
-from medgen.config import Config, TrainingConfig
 from medgen.doctor import timing
-from medgen.doctor.environment import available_bytes, cores
+from medgen.doctor.environment import cores
 from medgen.doctor.facts import CaseFacts, without_fault
 from medgen.doctor.finding import Finding, duration, gib
 from medgen.prepare.index import label_names, schema_with_volumes
@@ -23,9 +20,6 @@ from medgen.prepare.options import PrepareOptions
 from medgen.prepare.plan import Plan, make_plan
 from medgen.prepare.register import load_template
 from medgen.prepare.scan import Scan, scan_loaded
-from medgen.stages.conditions import fit_encoder
-from medgen.stages.masks import codec_labels
-from medgen.stages.run import Run
 from medgen.store.prepared import Prepared, PreparedCase
 
 
@@ -127,101 +121,3 @@ def prepare_cost(
     return Finding(
         "cost", "prepared", f"{what} in {processes} processes; peak memory {gib(timing.peak_bytes())} a process"
     )
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How much of a stage a run does.
-
-    Attributes:
-        units: steps, encodings or samples.
-        minutes: that end it earlier.
-        resident_bytes: that the real stage holds beyond what was measured.
-    """
-
-    units: int
-    minutes: float | None = None
-    resident_bytes: int = 0
-
-
-Costs = tuple[list[Finding], dict[str, Any]]
-"""Findings, and the figures of each stage."""
-
-
-def measure_experiment(run: Run, training: int, cases: int) -> Costs:
-    """Measure the network stages of an experiment.
-
-    Args:
-        run: the experiment; its prepared cohort is the one of :func:`store_like`.
-        training: cases that train.
-        cases: all cases.
-    """
-    store = run.store
-    encoder, rows = fit_encoder(run)
-    job = {
-        "config": run.config.model_dump(mode="json"),
-        "channels": len(store.channels),
-        "labels": codec_labels(run),
-        "shape": list(store.shape),
-        "encoder": encoder.to_json(),
-        "rows": [dict(row) for row in rows[:64]],
-    }
-    return _measured(job, _amounts(run.config, store, training, cases), run.device)
-
-
-def measure_model(folder: Path, device: torch.device) -> Costs:
-    """Measure the drawing of a sample."""
-    return _measured({"model": str(folder.absolute())}, {"synthetic": Amount(1)}, device)
-
-
-def _measured(job: Mapping[str, Any], amounts: Mapping[str, Amount], device: torch.device) -> Costs:
-    found, problem = timing.measured(job)
-    figures = {m["stage"]: {k: v for k, v in m.items() if k != "stage"} for m in found}
-    return list(_stage_findings(found, problem, amounts, device)), figures
-
-
-def _amounts(c: Config, store: Prepared, training: int, cases: int) -> Mapping[str, Amount]:
-    voxels = int(np.prod(store.shape))
-    per_case = voxels * (2 * len(store.channels) + (2 if len(store.label_values) > 1 else 0))
-    sides = 2 if c.latents.mirror else 1
-
-    def steps(t: TrainingConfig, resident: int) -> Amount:
-        return Amount(t.steps * t.accumulate, t.minutes, resident)
-
-    return {
-        "autoencoder": steps(c.autoencoder.training, per_case * max(0, training - 2)),
-        "latents": Amount((cases + training * c.latents.copies) * sides),
-        "diffusion": steps(c.diffusion.training, 0),
-        "synthetic": Amount(c.generate.n),
-    }
-
-
-def _stage_findings(
-    found: Sequence[Mapping[str, Any]], problem: str, amounts: Mapping[str, Amount], device: torch.device
-) -> Iterator[Finding]:
-    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else available_bytes()
-    total = 0.0
-    for m in found:
-        amount = amounts[m["stage"]]
-        seconds = amount.units * m["seconds"]
-        ended = amount.minutes is not None and seconds > 60 * amount.minutes
-        if ended and amount.minutes is not None:
-            seconds = 60 * amount.minutes
-        total += seconds
-        peak = m["bytes"] + amount.resident_bytes
-        many = "s" if amount.units > 1 else ""
-        what = f"{amount.units} {m['unit']}{many} of {duration(m['seconds'])}: {duration(seconds)}"
-        what += f" (ended by the clock at about {seconds / m['seconds']:.0f})" if ended else ""
-        what += f"; peak memory {gib(peak)}"
-        if there is not None and peak > there:
-            fix = "use a smaller patch, batch or network, or a coarser prepare.spacing_mm"
-            yield Finding("wrong", m["stage"], f"{what}, but only {gib(there)} are available", fix)
-        else:
-            yield Finding("cost", m["stage"], what)
-    if problem:
-        waiting = [name for name in amounts if name not in {m["stage"] for m in found}]
-        late = problem.startswith("not finished")
-        fix = "use a smaller patch, batch, network or grid" + (", or a faster machine" if late else "")
-        yield Finding("odd" if late else "wrong", waiting[0] if waiting else "measure", f"measuring: {problem}", fix)
-    elif len(found) > 1:
-        yield Finding("cost", "whole run", f"about {duration(total)} beside preparing, on this machine as it is now")

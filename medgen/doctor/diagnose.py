@@ -13,7 +13,8 @@ from medgen.cohort.case import Cohort
 from medgen.cohort.joint import Joint
 from medgen.cohort.phantom import write_phantom
 from medgen.cohort.schema import Schema, Value
-from medgen.doctor import costs, covariates, images
+from medgen.doctor import costs, covariates, images, network_costs
+from medgen.doctor.counted import Machine
 from medgen.doctor.environment import cores, environment
 from medgen.doctor.facts import CaseFacts, collect, without_fault
 from medgen.doctor.finding import Diagnosis, Finding, Level, number
@@ -21,10 +22,11 @@ from medgen.errors import InputError
 from medgen.generation.model import load_model
 from medgen.prepare.options import PrepareOptions
 from medgen.stages.ancestor import carried_over, check_ancestor, with_ancestor
+from medgen.stages.check import check
 from medgen.stages.conditions import conditions, fit_encoder, plan_of
 from medgen.stages.data import read_columns
 from medgen.stages.quality import thresholds
-from medgen.stages.run import Run, StageProgress, check
+from medgen.stages.run import Run, StageProgress
 from medgen.training.precision import device_of
 
 __all__ = ["diagnose"]
@@ -38,6 +40,7 @@ class _Notes:
     """What is written down on the way."""
 
     measure: bool
+    machine: Machine | None = None
     networks: bool = False
     findings: list[Finding] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +62,7 @@ def diagnose(
     *,
     measure: bool = True,
     overrides: tuple[str, ...] = (),
+    machine: Machine | None = None,
     on_progress: StageProgress | None = None,
 ) -> Diagnosis:
     """Look at a cohort, an experiment file, a run folder or a model folder.
@@ -70,6 +74,7 @@ def diagnose(
         measure: also prepare one case and, for an experiment or a model, take a few real steps of each stage, in at
             most about a minute.
         overrides: ``a.b=c`` for an experiment.
+        machine: compute the costs of an experiment for this machine instead of measuring them on the one at hand.
         on_progress: called with (stage, done, total, remark).
 
     Raises:
@@ -79,7 +84,7 @@ def diagnose(
     if not path.exists():
         raise InputError(f"{path} does not exist; give a cohort, an experiment file or a model folder")
     tell = on_progress or (lambda *_: None)
-    notes = _Notes(measure)
+    notes = _Notes(measure, machine)
     if (path / "model.json").is_file():
         kind = "model"
         _model(path, notes)
@@ -205,8 +210,9 @@ def _ahead(
         with notes.noting("prepared"):
             notes.findings.append(costs.prepare_cost(cohort, facts, plan, options, cases, c.workers))
         if notes.networks:
-            found, notes.figures["stages"] = costs.measure_experiment(ready, training, cases)
-            notes.findings += found
+            with notes.noting("costs"):
+                found, notes.figures["stages"] = network_costs.experiment_costs(ready, training, cases, notes.machine)
+                notes.findings += found
         run.progress("measuring", 1, 1, "")
 
 
@@ -253,6 +259,6 @@ def _model(folder: Path, notes: _Notes) -> None:
             notes.add("odd", "model", "nothing was held out in training", "trust no figure of it")
         notes.figures |= {"shape": list(spec.shape), "spacing_mm": list(spec.spacing_mm), "subjects": subjects}
         if notes.measure:
-            found, notes.figures["stages"] = costs.measure_model(folder, device)
+            found, notes.figures["stages"] = network_costs.measure_model(folder, device)
             notes.findings += found
     notes.findings += environment(device, folder)

@@ -9,10 +9,16 @@ import torch
 
 from medgen import __version__
 from medgen.doctor.finding import Finding, gib
-from medgen.training.precision import bfloat16_pays
+from medgen.training.precision import Convolution, bfloat16_is_sound, bfloat16_pays
 
 _GOOD_CUDNN = 91500
 _LITTLE_MEMORY = 4 * 2**30
+_TINY = [
+    Convolution((4, channels, n, n, n), channels, (3, 3, 3), (1, 1, 1), (1, 1, 1), last)
+    for channels in (16, 64)
+    for n in (2, 4)
+    for last in (False, True)
+]
 
 
 def available_bytes() -> int | None:
@@ -42,6 +48,14 @@ def environment(device: torch.device, disk: Path) -> Iterator[Finding]:
     else:
         speed = "bfloat16 in hardware" if bfloat16_pays(device) else "no bfloat16 in hardware, so float32"
         yield Finding("ok", "machine", f"{version} on the {device.type.upper()}, {cores()} cores, {speed}")
+        if bfloat16_pays(device) and (bad := [conv for conv in _TINY if not bfloat16_is_sound(device, conv)]):
+            extent = " x ".join(map(str, bad[0].shape[2:]))
+            yield Finding(
+                "odd",
+                "machine",
+                f"bfloat16 convolutions give wrong gradients on inputs of {extent} voxels here",
+                "leave precision at auto, which notices it in a training's own networks, or set float32",
+            )
         if torch.cuda.is_available():
             yield Finding("odd", "machine", "there is a GPU, but the config asks for the CPU", "set device: auto")
     free = available_bytes()

@@ -15,14 +15,14 @@ from typing import Any
 LIMIT_SECONDS = 50.0
 
 Measured = dict[str, Any]
-"""stage, seconds (a unit), unit, bytes (peak), and for the failed one: error."""
+"""part, seconds, bytes (peak), and for the failed one: error."""
 
 
 def measured(job: Mapping[str, Any], limit_seconds: float = LIMIT_SECONDS) -> tuple[list[Measured], str]:
     """Run a job.
 
     Args:
-        job: for an experiment: config, channels, labels, shape, encoder, rows; for a model: model.
+        job: for an experiment a :class:`medgen.doctor.parts.Job` as plain data; for a model: model.
         limit_seconds: after which the process is ended.
 
     Returns:
@@ -39,7 +39,7 @@ def measured(job: Mapping[str, Any], limit_seconds: float = LIMIT_SECONDS) -> tu
             child.kill()
             out, complaint = child.communicate()
             late = True
-    found = [json.loads(line) for line in out.splitlines() if line.startswith('{"stage"') and line.endswith("}")]
+    found = [json.loads(line) for line in out.splitlines() if line.startswith('{"part"') and line.endswith("}")]
     done = [m for m in found if "error" not in m]
     errors = [m["error"] for m in found if "error" in m]
     if errors:

@@ -13,8 +13,8 @@ from medgen.volume import read_volume
 
 _ENDINGS = (".nii", ".nii.gz")
 _SMALLEST = 8  # voxels below which a lesion of the bank has no shape to speak of
-_ASPECT = 0.3  # spread of the logarithm of a blob's axes
-_ROUGH = 0.35  # how far its surface goes in and out, as a share of its radius
+_ASPECT = 0.35  # spread of the logarithm of a blob's axes
+_ROUGH = 0.5  # how far its surface goes in and out, as a share of its radius
 
 
 @dataclass(frozen=True, eq=False)

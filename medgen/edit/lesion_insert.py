@@ -62,12 +62,19 @@ def edit(
         if not len(volumes):
             return scene
         shapes = read_bank(Path(bank)) if Path(bank) != _NO_BANK else []
-        may = _may(scene, one, within)
-        weight = _weight(scene, near, near_mm)
+        there = scene.ids == one
+        free = _may(scene, one, within) & ~there & (touching | ~ndimage.binary_dilation(there, structure=_CORNERS))
+        depth, weight = _depth_mm(free, scene.spacing_mm), _weight(scene, near, near_mm)
+        ids = scene.ids.copy()
         # The largest first: it finds its room while there is some.
         for volume in np.sort(volumes)[::-1]:
-            lesion = _placed(scene, may, one, round(volume / scene.voxel_ml), weight, shapes, rng, touching)
-            scene = scene.with_ids(np.where(lesion, one, scene.ids))
+            count = max(1, round(volume / scene.voxel_ml))
+            box, lesion = _placed(scene, free, depth, count, weight, shapes, rng, touching)
+            ids[box][lesion] = one
+            taken = lesion if touching else ndimage.binary_dilation(lesion, structure=_CORNERS)
+            free[box] &= ~taken
+            depth[box] = np.minimum(depth[box], ndimage.distance_transform_edt(~taken, sampling=scene.spacing_mm))
+        scene = scene.with_ids(ids)
         return scene
 
 
@@ -150,43 +157,52 @@ def _weight(scene: Scene, near: str, near_mm: float) -> np.ndarray | None:
     return weight
 
 
+def _depth_mm(free: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """(X, Y, Z) distance to where no lesion may lie, the grid's outside included."""
+    depth = np.zeros(free.shape)
+    found = ndimage.find_objects(free.view(np.uint8))
+    for box in found:
+        inside = np.pad(free[box], 1)
+        depth[box] = ndimage.distance_transform_edt(inside, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    return depth
+
+
 def _placed(
     scene: Scene,
-    may: np.ndarray,
-    one: int,
+    free: np.ndarray,
+    depth_mm: np.ndarray,
     count: int,
     weight: np.ndarray | None,
     shapes: Sequence[Shape],
     rng: np.random.Generator,
     touching: bool,
-) -> np.ndarray:
-    """(X, Y, Z) bool: a lesion of ``count`` voxels."""
-    count = max(count, 1)
-    there = scene.ids == one
-    free = may & ~there & (touching | ~ndimage.binary_dilation(there, structure=_CORNERS))
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """A box of the scene, and in it (X, Y, Z) bool a lesion of ``count`` voxels with all that it touches."""
     radius_mm = (3 * count * scene.voxel_ml * 1000 / (4 * np.pi)) ** (1 / 3)
-    depth = ndimage.distance_transform_edt(np.pad(free, 1), sampling=scene.spacing_mm)[1:-1, 1:-1, 1:-1]
-    seeds = (
-        np.flatnonzero(depth >= min(_ROOM * radius_mm, 0.8 * float(depth.max()))) if free.any() else np.zeros(0, int)
-    )
+    seeds = np.flatnonzero(free & (depth_mm >= min(_ROOM * radius_mm, 0.8 * float(depth_mm.max()))))
+    chance = None
+    if weight is not None and len(seeds):
+        chance = weight.ravel()[seeds] + 1e-30
+        chance = chance / chance.sum()
+    # A box in which a lesion that follows thin surroundings finds room too.
+    half = [int(np.ceil(2.5 * radius_mm / s)) + 2 for s in scene.spacing_mm]
     for _ in range(_TRIES if len(seeds) else 0):
-        chance = None if weight is None else weight.ravel()[seeds] + 1e-30
-        seed = rng.choice(seeds, p=None if chance is None else chance / chance.sum())
-        at = [int(i) for i in np.unravel_index(int(seed), free.shape)]
-        # A box in which a lesion that follows thin surroundings finds room too.
-        half = [int(np.ceil(2.5 * radius_mm / s)) + 2 for s in scene.spacing_mm]
-        box = tuple(slice(max(0, a - h), a + h + 1) for a, h in zip(at, half, strict=True))
+        at = [int(i) for i in np.unravel_index(int(rng.choice(seeds, p=chance)), free.shape)]
+        # One voxel more on every side, so that the surroundings of the lesion lie in the box too.
+        box = tuple(slice(max(0, a - h - 1), a + h + 2) for a, h in zip(at, half, strict=True))
         local = [a - part.start for a, part in zip(at, box, strict=True)]
-        inside = free[box]
+        inside = free[box].copy()
+        for axis, (a, h, n) in enumerate(zip(at, half, free.shape, strict=True)):
+            faces = [i for i, beyond in ((0, a - h - 1 < 0), (-1, a + h + 2 > n)) if not beyond]
+            for i in faces:
+                inside[tuple(i if k == axis else slice(None) for k in range(3))] = False
         if shapes:
             score = bank_score(inside.shape, scene.spacing_mm, local, count * scene.voxel_ml, shapes, rng)
         else:
             score = noise_score(inside.shape, scene.spacing_mm, local, radius_mm, rng)
         lesion = flood(score, inside, local, count)
         if lesion.sum() == count:
-            whole = np.zeros(free.shape, bool)
-            whole[box] = lesion
-            return whole
+            return box, lesion
     where = "where it may be" if touching else "where it may be without touching another"
     raise InputError(
         f"no room for a lesion of {count * scene.voxel_ml:.3g} ml {where}; ask for smaller or fewer ones, name more "

@@ -14,13 +14,14 @@ from medgen.files import atomic, write_json, write_text
 from medgen.measure.components import Structure, by_size, structures
 from medgen.measure.image import psnr_db, ssim
 from medgen.measure.overlap import dice
-from medgen.measure.sharpness import laplacian_variance
+from medgen.measure.sharpness import Spectrum, kept_frequency, laplacian_variance, radial_spectrum
 from medgen.models.codec import Codec
 from medgen.store.prepared import Prepared
 from medgen.training.autoencoder import reconstruct
 from medgen.training.pictures import sheet
 
 MAX_CASES = 32
+_MAX_SPECTRA = 8
 JSON, PAGE, PICTURE = "quality.json", "quality.md", "worst.png"
 
 _OF_IMAGES = ("psnr_db", "ssim", "l1", "sharpness")
@@ -74,7 +75,9 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
     Returns:
         Means over at most 32 cases: ``cases``, ``held_out``, ``psnr_db``, ``ssim``, ``l1``, ``sharpness`` and, with
         labels, ``dice`` by name and ``structures`` by name and size; ``each`` case's figures, the worst first. Figures
-        of images are None for a codec of label maps alone.
+        of images are None for a codec of label maps alone. ``effective_resolution_mm`` is the voxel size divided by
+        the share of the frequencies that it holds up to which reconstructions keep half of the images' power; it is
+        not there for a codec of label maps.
     """
     indices, held_out = list(store.indices("val")), True
     if not indices:
@@ -82,10 +85,13 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
     each: list[dict[str, Any]] = []
     overlap: list[list[float]] = []
     parts: list[Structure] = []
+    spectra: list[tuple[Spectrum, Spectrum]] = []
     ids = range(1, len(store.label_values))
     for i in indices[:MAX_CASES]:
         image, label = _case(store, i, codec)
         out, kept = reconstruct(codec, image, label, device)
+        if len(image) and len(spectra) < _MAX_SPECTRA:
+            spectra.append((radial_spectrum(out), radial_spectrum(image)))
         figures = compare(out, image)
         if kept is not None and label is not None and len(ids):
             overlap.append(dice(kept, label, ids))
@@ -94,6 +100,8 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
         each.append({"case": i, **figures})
     whole: dict[str, Any] = {"cases": len(each), "held_out": held_out}
     whole |= {name: rounded(np.mean([e[name] for e in each])) for name in _OF_IMAGES}
+    if spectra:
+        whole["effective_resolution_mm"] = _resolution(spectra, store.spacing_mm)
     if overlap:
         names = dict(zip(ids, store.label_names[1:], strict=True))
         table = np.array(overlap)
@@ -115,6 +123,15 @@ def measure(store: Prepared, codec: Codec, device: torch.device, sizes_ml: Seque
     worst_first = sorted(each, key=lambda e: float(e["psnr_db"] if codec.image_channels else e.get("dice", 0.0)))
     whole["each"] = [{k: v if k == "case" else rounded(v) for k, v in e.items()} for e in worst_first]
     return whole
+
+
+def _resolution(spectra: Sequence[tuple[Spectrum, Spectrum]], spacing_mm: Sequence[float]) -> list[float]:
+    """Voxel size over the share of its frequencies (half a cycle a voxel) that reconstructions keep."""
+    made, real = (
+        Spectrum(pair[0].frequency, np.mean([s.power for s in pair], axis=0)) for pair in zip(*spectra, strict=True)
+    )
+    kept = 2 * kept_frequency(made, real)
+    return [round(float(s) / kept, 3) for s in spacing_mm]
 
 
 def compare(reconstruction: np.ndarray, image: np.ndarray) -> dict[str, float]:
@@ -192,6 +209,9 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
         "| " + " | ".join(_or_dash(figures[name]) + (" dB" if name == "psnr_db" else "") for name in _OF_IMAGES) + " |",
     ]
+    if "effective_resolution_mm" in figures:
+        mm = " x ".join(f"{s:g}" for s in figures["effective_resolution_mm"])
+        lines += ["", f"Effective resolution {mm} mm: finer detail has less than half of the images' power."]
     if "dice" in figures:
         lines += ["", "Connected structures are each scored in their own territory, by volume:", ""]
         lines += ["| label | Dice | structures | count | mean Dice | found |", "| --- | --- | --- | --- | --- | --- |"]

@@ -109,6 +109,7 @@ def fidelity(
             for name, sets in spaces.items()
         },
         "sharpness": _sharpness(reference, images, reconstructions),
+        "floor_of": "all training cases" if reference.unseen is None else "training cases unseen by the segmenter",
         "components": {"kept": len(project.axes.T), "explained": rounded(project.explained)},
     }
 
@@ -117,13 +118,16 @@ def _distributions(reference: Reference, made: Measured, neighbours: int, resamp
     """Floor, samples and excess at equal numbers."""
     project = reference.projection
     real, train, ours = (project(m.features) for m in (reference.held_out, reference.train, made))
-    n, bandwidth = min(map(len, (real, train, ours))), median_bandwidth(train)
+    bandwidth = median_bandwidth(train)
+    # A segmenter tells cases that it has seen from others: the floor is best that of cases that it has not.
+    floor = train[reference.floor_rows]
+    n = min(map(len, (real, floor, ours)))
     gaussian = partial(rbf, bandwidth=bandwidth)
     sides = {
         name: _Side(
             real, other, {"mmd": _kernels(gaussian, real, other), "mmd_poly": _kernels(polynomial, real, other)}
         )
-        for name, other in (("floor", train), ("samples", ours))
+        for name, other in (("floor", floor), ("samples", ours))
     }
     rng = np.random.default_rng([seed, 1])
     values: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}

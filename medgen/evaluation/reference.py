@@ -14,6 +14,8 @@ from medgen.segment.segmenter import Segmenter
 from medgen.store.prepared import Prepared
 
 Progress = Callable[[int, int, str], None]
+LEAST = 8
+"""Cases of a side below which nothing is compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Reference:
         train: figures of the training cases.
         held_out: figures of the held-out cases.
         projection: principal components of the training cases' features.
+        unseen: positions among the training cases of those that the segmenter has not seen; the floor is theirs. None
+            where it has seen them all, or none of them: then it is that of all training cases.
     """
 
     store: Prepared
@@ -68,14 +72,39 @@ class Reference:
     train: Measured
     held_out: Measured
     projection: Projection
+    unseen: tuple[int, ...] | None = None
+
+    @property
+    def floor_rows(self) -> list[int]:
+        """Rows of ``train`` that stand for real cases in the floor."""
+        return list(range(len(self.train)) if self.unseen is None else self.unseen)
 
     def voxel_ml(self) -> float:
         """Median over the training cases of a prepared voxel's volume in the subject's own space."""
         return float(np.median([_voxel_ml(self.store, i) for i in self.train_cases]))
 
 
+def halves(store: Prepared) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Training cases in two: those that a segmenter may see, and those that stay unseen for the floor.
+
+    Subjects take turns, so that both halves hold what the order of the cohort holds. Where the second half would have
+    fewer than 8 cases, or none of the first a label, it is empty and the first has all.
+    """
+    train = store.indices("train")
+    turn = {s: k % 2 for k, s in enumerate(dict.fromkeys(store.cases[i].subject_id for i in train))}
+    first, second = (tuple(i for i in train if turn[store.cases[i].subject_id] == side) for side in (0, 1))
+    enough = len(second) >= LEAST and any(store.cases[i].has_label for i in first)
+    return (first, second) if enough else (train, ())
+
+
 def measure_reference(
-    store: Prepared, segmenter: Segmenter, *, components: int = 16, block: int = 2, on_progress: Progress | None = None
+    store: Prepared,
+    segmenter: Segmenter,
+    *,
+    components: int = 16,
+    block: int = 2,
+    unseen: Sequence[int] = (),
+    on_progress: Progress | None = None,
 ) -> Reference:
     """Measure the training and the held-out cases of a cohort.
 
@@ -84,13 +113,14 @@ def measure_reference(
         segmenter: for the cohort's labels.
         components: of the features' projection, fitted on the training cases.
         block: voxels whose mean the voxel space takes.
+        unseen: training cases that the segmenter was not trained on, as positions in the store; see :func:`halves`.
         on_progress: called with (done, total, what).
 
     Raises:
         InputError: fewer than 8 training or held-out cases, or a segmenter for other labels.
     """
     sides = tuple(store.indices("train")), tuple(store.indices("val"))
-    if min(map(len, sides)) < 8:
+    if min(map(len, sides)) < LEAST:
         found = " and ".join(str(len(side)) for side in sides)
         raise InputError(f"{store.folder} has {found} training and held-out cases; the comparison needs 8 of each")
     if segmenter.architecture.labels != len(store.label_values):
@@ -112,7 +142,8 @@ def measure_reference(
         done += len(side)
     train, held_out = measured
     projection = Projection.fit(train.features, components)
-    return Reference(store, segmenter, inside, frame, block, *sides, train, held_out, projection)
+    rows = tuple(sides[0].index(i) for i in unseen) or None
+    return Reference(store, segmenter, inside, frame, block, *sides, train, held_out, projection, rows)
 
 
 def measure_images(

@@ -1,7 +1,7 @@
 """The report of a run: what the codec keeps, whether samples obey, whether they are diverse."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import numpy as np
 
 from medgen.cohort.schema import Value
 from medgen.evaluation.codec_quality import rounded
+from medgen.evaluation.fidelity_page import fidelity_lines
 from medgen.files import write_json, write_text
 from medgen.formats.detect import read_cohort
 from medgen.measure.agreement import agreement
 from medgen.measure.image import mean_pairwise_ssim
 from medgen.prepare.options import PrepareOptions
-from medgen.prepare.run import prepare_cohort
+from medgen.prepare.run import Progress, prepare_cohort
 from medgen.store.prepared import Prepared
 
 _MAX_CASES = 32
@@ -34,6 +35,7 @@ def write_report(
     volume: str | None = None,
     min_volume_r: float | None = None,
     max_ssim_excess: float | None = None,
+    fidelity: Callable[[Prepared], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Measure and write ``report.json`` and ``report.md``.
 
@@ -52,15 +54,12 @@ def write_report(
         volume: the covariate whose correlation ``min_volume_r`` bounds, such as ``ventricles_ml``.
         min_volume_r: least correlation of requested with measured volumes, None for no bound.
         max_ssim_excess: most that the samples' mean pairwise SSIM may exceed the cohort's, None for no bound.
+        fidelity: the prepared samples -> figures of :func:`medgen.evaluation.fidelity.fidelity`; None leaves them out.
 
     Returns:
         The report; ``failures`` lists the bounds that were missed.
     """
-    made = read_cohort(synthetic, format=format)
-    same_grid = replace(
-        options, shape=store.shape, spacing_mm=store.spacing_mm, channels=_in_order(made.channels, store.channels)
-    )
-    samples = prepare_cohort(made, folder / "prepared", same_grid, workers=workers)
+    samples = prepare_samples(synthetic, folder / "prepared", store, options, format=format, workers=workers)
     report: dict[str, Any] = {
         "codec": dict(codec),
         "samples": {"count": len(samples.cases), "volumes": _volumes([c.covariates for c in samples.cases])},
@@ -68,10 +67,40 @@ def write_report(
     }
     if gates:
         report["gates"] = dict(gates)
+    if fidelity is not None:
+        report["fidelity"] = dict(fidelity(samples))
     report["failures"] = _failures(report, volume, min_volume_r, max_ssim_excess)
     write_json(folder / "report.json", report)
     write_text(folder / "report.md", as_markdown(report))
     return report
+
+
+def prepare_samples(
+    synthetic: Path,
+    out: Path,
+    store: Prepared,
+    options: PrepareOptions,
+    *,
+    format: str | None = None,
+    workers: int = 1,
+    on_progress: Progress | None = None,
+) -> Prepared:
+    """Prepare a synthetic dataset as the cohort was, on the cohort's grid and with its channels.
+
+    Args:
+        synthetic: the dataset.
+        out: folder of the prepared samples.
+        store: the prepared cohort.
+        options: of the cohort's preparation.
+        format: of the dataset, recognised where None.
+        workers: processes.
+        on_progress: called with (done, total, what).
+    """
+    made = read_cohort(synthetic, format=format)
+    same_grid = replace(
+        options, shape=store.shape, spacing_mm=store.spacing_mm, channels=_in_order(made.channels, store.channels)
+    )
+    return prepare_cohort(made, out, same_grid, workers=workers, on_progress=on_progress)
 
 
 def _in_order(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
@@ -166,5 +195,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"Diversity over {diversity['cases']} cases each: mean pairwise SSIM of the samples "
             f"{diversity['sample_ssim']}, of the cohort {diversity['cohort_ssim']} (lower is more diverse).",
         ]
+    if "fidelity" in report:
+        lines += fidelity_lines(report["fidelity"])
     lines += ["", *(f"FAILED: {failure}" for failure in report["failures"])]
     return "\n".join(lines).rstrip() + "\n"

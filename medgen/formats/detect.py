@@ -1,9 +1,10 @@
 """Which format a path holds, asked of every format module; no list of formats is kept anywhere."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medgen.cohort.case import Cohort
+from medgen.cohort.case import ORIGIN, SYNTHETIC, Cohort
 from medgen.errors import InputError
 from medgen.formats.writer import DatasetInfo, Writer
 from medgen.registry import check_options, kinds, resolve
@@ -12,7 +13,7 @@ _ROOM = "formats"
 
 
 def read_cohort(path: str | Path, *, format: str | None = None, **options: Any) -> Cohort:
-    """Read a cohort from a folder or a table.
+    """Read a cohort from a folder or a table; cases whose column ``origin`` says so are marked as synthetic.
 
     Args:
         path: a BIDS, nnU-Net or Decathlon folder, a folder of DICOM series, or a CSV/TSV of paths.
@@ -30,7 +31,10 @@ def read_cohort(path: str | Path, *, format: str | None = None, **options: Any) 
     cohort: Cohort = resolve(_ROOM, kind, "read")(path, **options)
     if not cohort.cases:
         raise InputError(f"{path} holds no cases that medgen can read as {kind}; check that it is the right folder")
-    return cohort
+    made = [case.covariates.get(ORIGIN) == SYNTHETIC for case in cohort.cases]
+    return cohort.with_cases(
+        tuple(replace(case, synthetic=True) if m else case for case, m in zip(cohort.cases, made, strict=True))
+    )
 
 
 def detect_format(path: Path) -> str:

@@ -4,11 +4,13 @@ A redraw changes the noise alone. What was asked, what was drawn beside it, the 
 take no part in what the dataset's covariates are like, only in which of them are answered.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from medgen.cohort.given import Range
 from medgen.cohort.requests import Row
 from medgen.cohort.sample import Sample
 from medgen.errors import BoundError
@@ -139,9 +141,25 @@ def seen_of(generator: Generator, draft: Draft, sample: Sample) -> Seen:
         names=spec.label_names,
         spacing_mm=spec.spacing_mm,
         measured=_numbers(sample.sidecar["measured"]),
-        requested=_numbers({name: draft.row.values[name] for name in draft.row.asked}),
+        requested=asked_numbers(draft.row),
         latent=draft.latent,
     )
+
+
+def asked_numbers(row: Row) -> dict[str, tuple[float, float]]:
+    """The least and the largest number that answer each column of a request."""
+    found = {}
+    for name, value in _numbers({name: row.values[name] for name in row.asked}).items():
+        given = row.given.get(name)
+        found[name] = (value, value)
+        if isinstance(given, Range):
+            low, high = (
+                (-math.inf if given.low is None else given.low),
+                (math.inf if given.high is None else given.high),
+            )
+            # Around a circle both ends are one range; what was drawn in it is asked for.
+            found[name] = (low, high) if low <= high else found[name]
+    return found
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ waits, and the time it waits is measured, instead of samples piling up in memory
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from types import TracebackType
@@ -31,13 +32,17 @@ class BackgroundWriter:
     Args:
         writer: of the dataset; its ``write`` is called from several threads, for different samples.
         threads: that write at the same time.
+        before_closing: called once before the manifests are rebuilt, and before what failed is removed.
 
     Attributes:
         waited_seconds: how long :meth:`write` and the end waited for the threads.
     """
 
-    def __init__(self, writer: Writer, threads: int | None = None) -> None:
+    def __init__(
+        self, writer: Writer, threads: int | None = None, before_closing: Callable[[], None] = lambda: None
+    ) -> None:
         self.writer = writer
+        self.before_closing = before_closing
         self.waited_seconds = 0.0
         self._threads = threads or default_writers()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="medgen-write")
@@ -68,6 +73,7 @@ class BackgroundWriter:
         start = time.monotonic()
         self._pool.shutdown(wait=True)
         self.waited_seconds += time.monotonic() - start
+        self.before_closing()
         failed = [(sample_id, reason) for sample_id, f in self._running if (reason := f.exception()) is not None]
         for sample_id, _ in failed:
             with suppress(OSError):

@@ -65,6 +65,8 @@ def _codec(trained: Mapping[str, Any]) -> str:
     whose = "held-out" if c["held_out"] else "training"
     kept = [f"PSNR {c['psnr_db']} dB, SSIM {c['ssim']}"] if c["psnr_db"] is not None else []
     text = f"- The codec keeps {', '.join(kept) or 'labels'} on {c['cases']} {whose} cases"
+    if "effective_resolution_mm" in c:
+        text += f"; effective resolution {' x '.join(f'{mm:g}' for mm in c['effective_resolution_mm'])} mm"
     if "dice" in c:
         text += "; Dice " + ", ".join(f"{name} {value}" for name, value in c["dice"].items())
     warning = f"- **Codec below its thresholds:** {'; '.join(below)}.\n" if below else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medgen.cohort.case import Case, Cohort
+from medgen.cohort.case import ORIGIN, REAL, SYNTHETIC, Case, Cohort
 from medgen.cohort.load import load_case
 from medgen.cohort.sample import Sample
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column
@@ -19,9 +19,6 @@ from medgen.formats.writer import DatasetInfo
 from medgen.generation.background import BackgroundWriter
 from medgen.measure.volumes import label_volumes_ml
 from medgen.volume import Volume
-
-ORIGIN = "origin"
-REAL, SYNTHETIC = "real", "synthetic"
 
 _INTEGERS = (np.uint8, np.int16, np.int32)
 

@@ -3,7 +3,8 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,20 @@ from typing import Any
 from medgen.cohort.requests import RequestPlan
 from medgen.cohort.schema import Covariate, Schema, volume_column
 from medgen.errors import InputError
-from medgen.files import remove_partials
+from medgen.files import PARTIAL, remove_partials, reserved
 from medgen.formats.detect import open_writer
 from medgen.formats.writer import DatasetInfo, Writer
 from medgen.generation.accept import Acceptance, Rejected, Tally, draw
 from medgen.generation.background import BackgroundWriter
 from medgen.generation.gates.panel import Gates
-from medgen.generation.generator import Generator, provenance
+from medgen.generation.generator import Generator
 from medgen.generation.left_out import LeftOut
 from medgen.generation.model import ModelSpec
 from medgen.sampling.noise import Key
 
 _SAMPLE = re.compile(r"syn\d{6,}")
 _SHARD = re.compile(r"(\d+)/(\d+)")
+_RESERVE, _RESERVE_A_SAMPLE = 2**18, 2**10
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def generate(
     writer: Writer = open_writer(format, out, dataset_info(generator))
     mine = set(keys)
     done = writer.committed()
-    expected = {**provenance(generator.model.sha256, generator.drawing), "seed": seed, "plan": plan.describe()}
+    expected = {**generator.provenance(), "seed": seed, "plan": plan.describe()}
     expected["gate_setting"] = gates.recorded() if gates else None
     left_out = LeftOut(out)
     lost = left_out.records()
@@ -149,9 +151,8 @@ def generate(
     done |= lost.keys()
     # Only what bears the name of a sample is ever removed, and with several shards only what is this one's to write.
     leftovers = {i for i in writer.uncommitted() if _SAMPLE.fullmatch(i)}
-    if shard.count == 1:
-        remove_partials(out)
-    else:
+    remove_partials(out, shared=shard.count > 1)
+    if shard.count > 1:
         leftovers &= mine
     for sample_id in sorted(leftovers):
         writer.discard(sample_id)
@@ -163,7 +164,8 @@ def generate(
     begin = time.monotonic()
     if on_progress:
         on_progress(len(indices) - len(waiting), len(indices))
-    with BackgroundWriter(writer, writers) as background:
+    room = _RESERVE + n * _RESERVE_A_SAMPLE if waiting else 0  # for the manifests, should the disk fill up
+    with _naming(out), reserved(out, room) as free, BackgroundWriter(writer, writers, free) as background:
         for start in range(0, len(waiting), batch):
             part = waiting[start : start + batch]
             rows = [plan.row(key.index, seed) for key in part]
@@ -189,6 +191,17 @@ def generate(
             acceptance.tally(gates.setting.most).stop()
     found = len(indices) - len(waiting) - len(lost.keys() & mine)
     return Outcome(found, made, len(leftovers), told, took, background.waited_seconds, acceptance)
+
+
+@contextmanager
+def _naming(out: Path) -> Iterator[None]:
+    """Tell where a disk is full: an error while writing names no file, or one that is gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or PARTIAL in str(error.filename):
+            error.filename = str(out)
+        raise
 
 
 def _same_dataset(sidecar: dict[str, Any], expected: dict[str, Any], out: Path) -> None:

@@ -53,8 +53,8 @@ class Drawing:
         steering: entries ``{"kind": ..., <options>}``, the first one innermost; from Python also functions from a
             model to a model, such as ``lambda model: medgen.steering.gradient.guide(model, measure)``.
         tile: voxels along each axis that the codec decodes at once; left out, the machine's memory decides.
-        masks: label maps that images follow in place of the label model's, see
-            :meth:`medgen.generation.masks.GivenMasks.read`; only where the model's images follow masks.
+        masks: label maps that images follow in place of the label model's, only where the model's images follow masks:
+            a path (:meth:`medgen.generation.masks.GivenMasks.read`), or arrays (:meth:`~.GivenMasks.of`).
         edits: entries ``{"kind": ..., <options>}`` of :mod:`medgen.edit`, by which masks are changed before they are
             followed; likewise.
     """
@@ -67,7 +67,7 @@ class Drawing:
     space: str = "native"
     steering: chain.Steps = ()
     tile: int | None = None
-    masks: Path | None = None
+    masks: Path | Sequence[np.ndarray] | None = None
     edits: Sequence[Mapping[str, Any]] = ()
 
 
@@ -153,6 +153,7 @@ class Generator:
         volumes_ml: Mapping[str, object] | None = None,
         force: bool = False,
         steering: chain.Steps | None = None,
+        mask: np.ndarray | None = None,
         **covariates: object,
     ) -> Sample:
         """Draw one sample.
@@ -163,6 +164,7 @@ class Generator:
             volumes_ml: label name -> requested volume or (low, high).
             force: allow requests that the cohort never covers.
             steering: in place of the generator's own, see :class:`Drawing`.
+            mask: (X, Y, Z) label values on the model's grid for the image to follow, where the model's images do.
             **covariates: name -> value, (low, high) or list of levels, for example ``age=(60, 80), sex="F"``.
 
         Returns:
@@ -180,9 +182,10 @@ class Generator:
         row = resolve(request, self.model.joint, seed, index)
         if beyond := row.extrapolation:
             warnings.warn(f"the request is extrapolation: {beyond}", ExtrapolationWarning, stacklevel=2)
-        drawn_by = self
-        if steering is not None:
-            drawn_by = Generator(self.model, steered(self.drawing, steering), self.context)
+        drawing = self.drawing if steering is None else steered(self.drawing, steering)
+        if mask is not None:
+            drawing = replace(drawing, masks=(mask,))
+        drawn_by = self if drawing is self.drawing else Generator(self.model, drawing, self.context)
         return drawn_by.draw([row], [Key(seed, index)])[0]
 
     def require_texts(self, requests: Iterable[Request]) -> None:
@@ -251,7 +254,8 @@ class Generator:
             return None
         masks: Masks
         if d.masks is not None:
-            masks = GivenMasks.read(Path(d.masks), model.spec)
+            given = d.masks
+            masks = GivenMasks.read(given, model.spec) if isinstance(given, Path) else GivenMasks.of(given, model.spec)
         else:
             # Its own sampler where nothing else is said; steering speaks of the image model's latents.
             drawing = None if by_default else replace(d, steering=(), masks=None, edits=())
@@ -381,7 +385,7 @@ class Generator:
             "unlike_cohort": row.unlike_cohort,
             "measured": dict(measured),
             "geometry_record": record,
-            "effective_resolution_mm": list(self.model.spec.spacing_mm),
+            "effective_resolution_mm": list(self.model.spec.effective_resolution_mm),
         }
 
 

@@ -1,5 +1,6 @@
 """Where the masks come from that a model's images follow: its label model, or label maps that are given."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -132,6 +133,25 @@ class GivenMasks:
         held = lru_cache(maxsize=_HELD)(load)
         return GivenMasks(held, len(files), len(spec.label_values), identity, told)
 
+    @staticmethod
+    def of(labels: Sequence[np.ndarray], spec: ModelSpec) -> "GivenMasks":
+        """Label maps in memory.
+
+        Args:
+            labels: (X, Y, Z) label values on the model's grid.
+            spec: of the model.
+
+        Raises:
+            InputError: none, another shape than the model's, or a value that it does not know.
+        """
+        if not labels or any(label.shape != tuple(spec.shape) for label in labels):
+            found = ", ".join(sorted({str(label.shape) for label in labels})) or "none"
+            raise InputError(f"masks are label maps of the model's shape {tuple(spec.shape)}; given: {found}")
+        ids = [_known(np.asarray(label), None, spec, Path("a mask")) for label in labels]
+        identity = digest([[hashlib.sha256(np.ascontiguousarray(i).data).hexdigest() for i in ids], list(spec.shape)])
+        told = frozenset(volume_column(name) for name in spec.label_names[1:])
+        return GivenMasks(ids.__getitem__, len(ids), len(spec.label_values), identity, told)
+
     def __call__(self, rows: Sequence[Row], keys: Sequence[Key]) -> Iterator[Mask]:
         """One-hot maps."""
         for key in keys:
@@ -163,8 +183,11 @@ class EditedMasks:
         """Edit, each mask by the random numbers of its key."""
         spec = self.spec
         for row, key, mask in zip(rows, keys, self.source(rows, keys), strict=True):
-            scene = Scene(mask.ids, tuple(spec.label_names), tuple(spec.spacing_mm))
+            scene = Scene(mask.ids, tuple(spec.label_names), spec.spacing_mm)
             changed = edits.apply(self.steps, scene, self._target(row, key), (key.seed, key.index, key.attempt))
+            if changed.names != scene.names:
+                strange = ", ".join(sorted(set(changed.names) - set(scene.names)))
+                raise InputError(f"an edit adds the label {strange}, which the model never saw; leave 'new' out")
             yield Mask(one_hot(changed.ids, len(spec.label_values)), {**mask.origin, "edited": True})
 
     def _target(self, row: Row, key: Key) -> dict[str, float]:

@@ -21,13 +21,15 @@ from medgen.generation.card import model_card
 from medgen.models.codec import Codec
 from medgen.models.condition import ConditionEncoder
 from medgen.models.mask import MaskInput
-from medgen.models.text import TextStates
+from medgen.models.text import TextEncoderSpec, TextStates
 from medgen.registry import resolve
 from medgen.steering import chain
 from medgen.store.latents import LatentStatistics
 
 FORMAT = 1
 WEIGHTS = ("codec.safetensors", "network.safetensors")
+TEXT_ENCODER = "texts/encoder.json"
+"""In a run folder: where the encoder of its texts lies on this machine."""
 LABELS = "labels"
 """Folder of the label model inside the folder of a model whose images follow masks."""
 
@@ -88,6 +90,12 @@ class ModelSpec:
     trained_on: Mapping[str, Any]
     gates: Mapping[str, Any] = field(default_factory=dict)
     mask: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def effective_resolution_mm(self) -> tuple[float, ...]:
+        """What the codec was measured to keep; the grid's voxel size for models of which it was not measured."""
+        measured = self.trained_on.get("codec", {}).get("effective_resolution_mm")
+        return tuple(float(mm) for mm in measured) if measured else self.spacing_mm
 
     @property
     def codec_labels(self) -> int:
@@ -220,7 +228,16 @@ def load_model(folder: Path, device: torch.device, *, text_encoder: Path | None 
     )
 
 
+def remember_text_encoder(run_folder: Path, spec: TextEncoderSpec) -> None:
+    """Write down where a run's text encoder lies: beside its models, in none of them."""
+    write_json(run_folder / TEXT_ENCODER, {"folder": spec.folder})
+
+
 def _with_text_encoder(folder: Path, encoder: ConditionEncoder, found: Path | None) -> ConditionEncoder:
+    if found is None and encoder.text is not None:
+        # A label model lies in a model's folder, a model in its run's.
+        beside = (place / TEXT_ENCODER for place in folder.resolve().parents[:2])
+        found = next((Path(read_json(path)["folder"]) for path in beside if path.is_file()), None)
     if found is None:
         return encoder
     if encoder.text is None:

@@ -37,6 +37,28 @@ class Spectrum:
     power: np.ndarray
 
 
+def kept_frequency(made: Spectrum, real: Spectrum, share: float = 0.5) -> float:
+    """Frequency up to which an image keeps a share of another's power, in cycles per voxel, 0.5 where it keeps all.
+
+    Power falls off with frequency in one way or another for every codec; where it first falls below the share is found
+    between the two shells by a straight line.
+
+    Args:
+        made: of a reconstruction.
+        real: of what was reconstructed, over the same shells.
+        share: of the power.
+    """
+    ratio = made.power / np.maximum(real.power, 1e-30)
+    lost = np.flatnonzero(ratio < share)
+    if not len(lost):
+        return 0.5
+    k = int(lost[0])
+    if k == 0:
+        return float(made.frequency[0])
+    (a, b), (fa, fb) = ratio[k - 1 : k + 1], made.frequency[k - 1 : k + 1]
+    return float(fa + (fb - fa) * (a - share) / (a - b))
+
+
 def radial_spectrum(image: np.ndarray, bins: int = 16, window: bool = True) -> Spectrum:
     """Power spectrum of an image (C, X, Y, Z) averaged over directions and channels.
 

@@ -8,7 +8,7 @@ the encoder's files, and refuses another encoder.
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ class TextEncoderSpec:
     """Which encoder a model reads texts with.
 
     Attributes:
-        folder: where it lay in training.
+        folder: where it lies; of one that was read from JSON the name alone, for paths are the machine's own.
         files: name -> SHA-256 of its files.
         tokens: so many tokens of a text are read.
         width: of the states.
     """
 
-    folder: str
+    folder: str = field(compare=False)
     files: Mapping[str, str]
     tokens: int
     width: int
@@ -64,8 +64,8 @@ class TextEncoderSpec:
         return digest([dict(sorted(self.files.items())), self.tokens])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"folder": self.folder, "files": dict(self.files), "tokens": self.tokens, "width": self.width}
+        """As plain JSON, without the path of its folder."""
+        return {"folder": Path(self.folder).name, "files": dict(self.files), "tokens": self.tokens, "width": self.width}
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> "TextEncoderSpec":

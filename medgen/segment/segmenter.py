@@ -1,7 +1,7 @@
 """A trained segmenter: label ids, soft volumes and features of an image. A folder of two files on disk."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class Segmenter:
         window: extents of the patches it was trained on. What fits into them is segmented in one go, and what does
             not by overlapping windows of that size, since instance norm depends on the extent.
         training: how it was trained, JSON-able, no case named.
+        grid: what it was trained on: ``channels``, ``label_names`` and ``spacing_mm``; empty where that is not known.
     """
 
     architecture: Architecture
     net: UNet
     window: tuple[int, ...]
     training: Mapping[str, Any]
+    grid: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +112,7 @@ class Segmenter:
                 "architecture": asdict(self.architecture),
                 "window": list(self.window),
                 "training": dict(self.training),
+                "grid": dict(self.grid),
                 "sha256": sha256_file(folder / WEIGHTS),
             },
         )
@@ -134,7 +137,8 @@ class Segmenter:
             architecture = Architecture(**{**fields, "widths": tuple(fields["widths"])})
             net = build(architecture)
             net.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-            fresh = Segmenter(architecture, net, tuple(int(n) for n in raw["window"]), raw["training"])
+            window = tuple(int(n) for n in raw["window"])
+            fresh = Segmenter(architecture, net, window, raw["training"], raw.get("grid", {}))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{folder / INDEX} is damaged ({reason(error)}); train the segmenter again") from None
         return fresh.with_network(net.to(device_of(device) if isinstance(device, str) else device))

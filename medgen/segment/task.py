@@ -8,9 +8,11 @@ import torch.nn.functional as F
 
 from medgen.models.losses import label_loss
 from medgen.segment.network import padding
+from medgen.segment.randomise import Randomisation, randomise
 from medgen.segment.segmenter import Segmenter
 from medgen.store.augment import Augmentation
 from medgen.store.patches import PatchSampler
+from medgen.store.pool import Resident
 from medgen.training.ema import Ema
 from medgen.training.pictures import rows_of_slices
 
@@ -30,6 +32,9 @@ class SegmenterTask:
         learning_rate: of AdamW.
         augmentation: classical augmentation, None for none.
         seed: of patches and augmentation, each keyed by (seed, step).
+        mix: (E, share): the last E cases are extra ones that make up this share of the patches; None shows every
+            case as often.
+        randomisation: images are made from the labels, and those of the cases are not looked at; None for none.
     """
 
     def __init__(
@@ -43,10 +48,13 @@ class SegmenterTask:
         learning_rate: float,
         augmentation: Augmentation | None,
         seed: int,
+        mix: tuple[int, float] | None = None,
+        randomisation: Randomisation | None = None,
     ) -> None:
         self.segmenter, self.held_out = segmenter, held_out
+        self.randomisation, self.seed = randomisation, seed
         self.sampler = PatchSampler(
-            [images, labels],
+            Resident([images, labels], seed=seed, mix=mix),
             segmenter.window,
             batch,
             seed=seed,
@@ -61,7 +69,11 @@ class SegmenterTask:
     def step(self, step: int, share: float) -> Iterator[tuple[torch.Tensor, str, Mapping[str, torch.Tensor]]]:
         """One batch of patches."""
         image, label = self.sampler(step).arrays
-        amounts = padding(image.shape[2:], self.segmenter.architecture.factor)
+        architecture = self.segmenter.architecture
+        if self.randomisation is not None:
+            ids, channels = architecture.labels, architecture.image_channels
+            image = randomise(label[:, 0], ids, channels, self.randomisation, seed=self.seed, step=step)
+        amounts = padding(image.shape[2:], architecture.factor)
         logits = self.segmenter.net(F.pad(image, amounts, value=-1.0))
         loss = label_loss(logits, F.pad(label[:, 0], amounts, value=-1))
         yield loss, "net", {"loss": loss}

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from medgen.errors import InputError
 from medgen.files import digest, read_json, remove_partials, write_json
 from medgen.segment.network import Architecture, build
+from medgen.segment.randomise import Randomisation
 from medgen.segment.segmenter import INDEX, WEIGHTS, Segmenter
 from medgen.segment.task import Pair, SegmenterTask
 from medgen.store.augment import Augmentation
@@ -46,12 +47,24 @@ def pairs_of(store: Prepared, indices: Iterable[int]) -> list[Pair]:
     return [(store.image(i), store.label(i)) for i in indices if store.cases[i].has_label]
 
 
+def grid_of(store: Prepared) -> dict[str, Any]:
+    """What a segmenter of a prepared cohort is told of its channels, labels and voxels, so that it can be refused."""
+    return {
+        "channels": list(store.channels),
+        "label_names": list(store.label_names),
+        "spacing_mm": list(store.spacing_mm),
+    }
+
+
 def train(
     cases: Sequence[Pair],
     folder: str | Path,
     *,
     labels: int,
     held_out: Sequence[Pair] = (),
+    extra: Sequence[Pair] = (),
+    share: float = 0.5,
+    randomisation: Randomisation | None = None,
     widths: Sequence[int] = (16, 32, 64, 128),
     patch: Sequence[int] = (96, 96, 96),
     steps: int = 2000,
@@ -61,6 +74,7 @@ def train(
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    grid: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> Segmenter:
     """Train a segmenter, or go on where a killed training stopped, or load it where the same one is finished.
@@ -73,6 +87,10 @@ def train(
         folder: of the segmenter. What it holds of another training is replaced.
         labels: label ids with background.
         held_out: cases to validate on, never trained on.
+        extra: more cases, synthetic ones for example, that make up a share of the patches however many they are.
+        share: of the patches that are of ``extra``, in (0, 1); without extra cases it is not looked at.
+        randomisation: images of random contrast are made from the labels at every step, in place of the cases' own;
+            None for none. The geometric part of ``augmentation`` comes before it.
         widths: channels of each level.
         patch: extents of a training patch, clipped to the grid's.
         steps: of the optimiser.
@@ -82,6 +100,7 @@ def train(
         seed: of the first weights, the patches and the augmentation.
         device: where to train.
         precision: float32, bfloat16 or auto.
+        grid: of the cases, see :func:`grid_of`; it is written down and changes nothing.
         on_progress: called with (done, total, remark).
 
     Returns:
@@ -92,7 +111,9 @@ def train(
             a training that diverged.
     """
     folder, where = Path(folder), device_of(device) if isinstance(device, str) else device
-    images, targets = _stacked(cases, labels)
+    if extra and not (cases and 0 < share < 1):
+        raise InputError(f"extra cases are mixed with others by a share between 0 and 1, not {share:g} of {len(cases)}")
+    images, targets = _stacked([*cases, *extra], labels)
     architecture = Architecture(images.shape[1], labels, tuple(widths))
     window = tuple(min(p, n) for p, n in zip(patch, images.shape[2:], strict=True))
     training: dict[str, Any] = {
@@ -104,6 +125,9 @@ def train(
         "seed": seed,
         "precision": precision,
     }
+    # What is off adds nothing, so that older segmenters are not trained again.
+    training |= {"extra": len(extra), "share": share} if extra else {}
+    training |= {"randomisation": asdict(randomisation)} if randomisation else {}
     identity = digest([VERSION, asdict(architecture), window, training, _digest(images), _digest(targets)])
     _claim(folder, identity)
     if (folder / INDEX).is_file():
@@ -111,7 +135,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build(architecture).to(where)
-    segmenter = Segmenter(architecture, net, window, training)
+    segmenter = Segmenter(architecture, net, window, training, dict(grid or {}))
     task = SegmenterTask(
         segmenter,
         torch.from_numpy(images).to(where),
@@ -121,6 +145,8 @@ def train(
         learning_rate=learning_rate,
         augmentation=augmentation,
         seed=seed,
+        mix=(len(extra), share) if extra else None,
+        randomisation=randomisation,
     )
     schedule = Schedule(
         steps=steps, warmup=min(50, steps // 10), precision=precision, validate_every=max(1, steps // 4)

@@ -8,6 +8,7 @@ from medgen.cohort.joint import Joint
 from medgen.cohort.requests import RequestPlan, plan
 from medgen.cohort.schema import SPACING_COLUMNS, Covariate, Schema, Value, volume_column, with_ranges
 from medgen.errors import InputError
+from medgen.evaluation.reference import LEAST
 from medgen.models.condition import ConditionEncoder
 from medgen.models.text import TextStates
 from medgen.prepare.grid import GeometryRecord
@@ -118,6 +119,23 @@ def check_requests(run: Run) -> None:
     volume, known = run.config.report.volume, joint.schema.names
     if volume is not None and volume not in known:
         raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(known)})")
+    _check_fidelity(run)
+
+
+def _check_fidelity(run: Run) -> None:
+    """Refuse what the protocol of the report cannot measure; a label model has no images to measure."""
+    store = run.store
+    if run.config.report.fidelity is None or not store.channels:
+        return
+    if len(store.label_values) < 2:
+        raise InputError("report.fidelity needs a cohort with labels, for its segmenter; remove the key")
+    fewest = min(len(run.train_cases()), len(run.held_out_cases()))
+    if fewest < LEAST or run.config.generate.n < LEAST:
+        what = f"{fewest} cases are on one side" if fewest < LEAST else f"generate.n is {run.config.generate.n}"
+        raise InputError(
+            f"report.fidelity compares at least {LEAST} training cases, held-out cases and samples, but {what}; raise "
+            "data.validation or generate.n, or remove the key"
+        )
 
 
 def check_derived(expressions: Mapping[str, str], schema: Schema, labels: Collection[int] | None) -> None:

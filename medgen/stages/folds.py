@@ -46,7 +46,7 @@ def fold_runs(run: Run) -> list[Run]:
             Run(
                 c,
                 run.folder / f"fold-{number}",
-                _named(run.progress, f"{number}/{len(assigned)}"),
+                named(run.progress, f"{number}/{len(assigned)}"),
                 force=run.force,
                 fold=Fold(run.folder, inner),
             )
@@ -124,5 +124,6 @@ def _combine(run: Run, out: Path, format: str) -> Combined:
     )
 
 
-def _named(progress: StageProgress, name: str) -> StageProgress:
+def named(progress: StageProgress, name: str) -> StageProgress:
+    """Progress of a run within a run."""
     return lambda stage, done, total, remark: progress(f"{name} {stage}", done, total, remark)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from medgen.config import Config
 from medgen.errors import InputError
 from medgen.files import atomic
 from medgen.models.mask import MaskInput
@@ -55,29 +54,11 @@ def label_run(run: Run) -> Run:
     if not store.indices("train"):
         raise InputError("pairs: mask needs labelled training cases, and none has a label; set pairs: joint")
     return Run(
-        label_config(run.config),
+        run.config.of_labels(),
         run.folder / FOLDER,
         lambda stage, done, total, remark: run.progress(f"{FOLDER} {stage}", done, total, remark),
         known_store=store,
         force=run.force,
-    )
-
-
-def label_config(config: Config) -> Config:
-    """The experiment of the label model, as the experiment says."""
-    codec = config.labels.autoencoder or config.autoencoder
-    bounds = {name: None for name in type(codec.accept).model_fields if name in ("min_psnr_db", "min_ssim", "max_l1")}
-    accept = codec.accept.model_copy(update={**bounds, "min_sharpness": None})
-    adversary = codec.adversary.model_copy(update={"weight": 0.0})  # it judges images
-    generate = config.generate.model_copy(update={"masks": None, "edits": (), "steering": ()})
-    return config.model_copy(
-        update={
-            "pairs": "joint",
-            "labels": type(config.labels)(),
-            "autoencoder": codec.model_copy(update={"accept": accept, "adversary": adversary}),
-            "diffusion": config.labels.diffusion or config.diffusion,
-            "generate": generate,
-        }
     )
 
 

@@ -16,9 +16,9 @@ from medgen.generation.gates import panel
 from medgen.generation.gates.cohort import acceptance, seen_cases
 from medgen.generation.gates.panel import Gates
 from medgen.generation.generator import Drawing, Generator
-from medgen.generation.model import Kind, ModelSpec, build_network, read_spec, save_model
+from medgen.generation.model import Kind, ModelSpec, build_network, read_spec, remember_text_encoder, save_model
 from medgen.progress import Rate
-from medgen.stages import quality
+from medgen.stages import fidelity, quality
 from medgen.stages.ancestor import lineage
 from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import conditions, fit_encoder, fit_joint, plan_of
@@ -85,6 +85,8 @@ def model(run: Run) -> None:
         copy_label_model(run, run.folder / "model")
     if spec.channels:  # gates judge pairs
         spec = replace(spec, gates=_learnt_by_gates(run, spec))
+    if run.text_encoder is not None:
+        remember_text_encoder(run.folder, run.text_encoder)
     save_model(run.folder / "model", spec, codec.state_dict(), keep.load_kept(weights, network))
     run.progress("model", 1, 1, str(run.folder / "model"))
 
@@ -160,4 +162,5 @@ def report(run: Run) -> None:
         volume=r.volume,
         min_volume_r=r.min_volume_r,
         max_ssim_excess=r.max_ssim_excess,
+        fidelity=fidelity.measuring(run),
     )

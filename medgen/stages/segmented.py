@@ -13,7 +13,7 @@ from medgen.errors import InputError
 from medgen.files import atomic, remove_partials, write_json
 from medgen.measure.volumes import label_volumes_ml
 from medgen.prepare.grid import GeometryRecord
-from medgen.segment.train import CLASSICAL, pairs_of, train
+from medgen.segment.train import CLASSICAL, grid_of, pairs_of, train
 from medgen.stages.run import SEGMENTED, Run
 from medgen.store.prepared import INDEX, Prepared
 
@@ -45,6 +45,7 @@ def segmented(run: Run) -> None:
         augmentation=replace(CLASSICAL, spacing_mm=store.spacing_mm),
         seed=run.config.seed,
         device=str(run.device),
+        grid=grid_of(store),
         on_progress=run.stage_progress(SEGMENTED),
     )
     remove_partials(folder)

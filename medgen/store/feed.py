@@ -17,7 +17,7 @@ from medgen.store.prepared import Prepared
 Storage = Literal["float16", "bfloat16", "uint8"]
 
 # Of a device's memory, for volumes; the rest is the training's.
-_SHARE = 0.4
+SHARE = 0.4
 
 
 def patch_feed(
@@ -73,7 +73,7 @@ def patch_feed(
     if augmentation is not None:
         augmentation = replace(augmentation, spacing_mm=store.spacing_mm)
     bytes_a_case = sum(a.numel() * a.element_size() for a in load(0))
-    fitting = resident or max(1, int(_SHARE * _memory_bytes(device)) // bytes_a_case)
+    fitting = resident or max(1, int(SHARE * _memory_bytes(device)) // bytes_a_case)
     volumes: Pool | list[torch.Tensor]
     if fitting < len(cases):
         volumes = Pool(load, len(cases), resident=fitting, device=device, seed=seed, rank=rank)

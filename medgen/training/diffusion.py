@@ -18,7 +18,7 @@ from medgen.training.memorisation import Memorisation, fixed_draw
 from medgen.training.optimiser import adamw
 
 BANDS = ("low", "mid", "high")
-_LEVELS_A_BAND = 3
+LEVELS_A_BAND = 3
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class DiffusionTask:
 
     def _bands(self, network: torch.nn.Module, held_out: LatentSet) -> dict[str, float]:
         x0 = fixed_draw(held_out.mean, held_out.logvar, self.statistics)
-        levels = len(BANDS) * _LEVELS_A_BAND
+        levels = len(BANDS) * LEVELS_A_BAND
         losses = []
         for level in range(levels):
             noise = torch.randn(x0.shape, generator=generator("validate", level)).to(self.device)

@@ -9,7 +9,7 @@ names the one in force, so a killed training repeats even that.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from medgen.training import checkpoint, ema
 from medgen.training.distributed import World, world
 from medgen.training.ema import Ema
 from medgen.training.log import TrainingLog
-from medgen.training.precision import autocast
+from medgen.training.precision import autocast, bfloat16_pays, unsound
 from medgen.training.watch import DivergedError, Watch, drop_goods, good_path, judged
 
 GOOD_EVERY = 250
@@ -171,6 +171,9 @@ def train(
     log = TrainingLog(folder, resume_at=step) if here.first else None
     if keeper:
         keeper.starts(step)
+    schedule, remark = _settled(task, step, schedule, device, here)
+    if remark and on_progress and here.first:
+        on_progress(round(1000 * schedule.share(step, clock.seconds)), 1000, remark)
     saved_at = time.monotonic()
     figures: dict[str, list[torch.Tensor]] = {}
 
@@ -247,6 +250,25 @@ def train(
     if on_progress and here.first:
         on_progress(1000, 1000, f"{step} steps in {clock.seconds:.0f} s")
     return averages
+
+
+def _settled(task: Task, step: int, schedule: Schedule, device: torch.device, here: World) -> tuple[Schedule, str]:
+    """What ``auto`` is on this machine: float32 where bfloat16 gives wrong gradients of the task's own convolutions."""
+    if schedule.precision != "auto" or not bfloat16_pays(device) or device.type != "cpu":
+        return schedule, ""
+
+    def forward() -> None:
+        # The batch of the step to come, as far as its first loss, late enough for all parts of it to take part.
+        next(task.step(schedule.accumulate * step, 1.0))
+
+    wrong = unsound(task.modules.values(), forward, device)
+    if not here.agree(float(wrong is not None)):
+        return replace(schedule, precision="bfloat16"), ""
+    where = "" if wrong is None else f" on inputs of {' x '.join(map(str, wrong.shape[2:]))}"
+    return (
+        replace(schedule, precision="float32"),
+        f"in float32: bfloat16 convolutions give wrong gradients{where} on this machine",
+    )
 
 
 def _step(

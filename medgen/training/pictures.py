@@ -42,7 +42,10 @@ def slices(image: np.ndarray, label: np.ndarray | None) -> np.ndarray:
 
 def rows_of_slices(cases: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
     """One row of :func:`slices` a case."""
-    return np.concatenate([np.pad(slices(image, label), ((1, 1), (0, 0), (0, 0))) for image, label in cases], axis=0)
+    rows = [slices(image, label) for image, label in cases]
+    # A case without a label has half as many pictures as what was found in it.
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((1, 1), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
 
 
 def sheet(cases: Sequence[tuple[np.ndarray, np.ndarray | None]], columns: int = 2, enlarge: int = 2) -> np.ndarray:

@@ -243,9 +243,30 @@ def test_a_table_of_requests(joint, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "participant_id,age,sex\r\nsub-01,60,F\r\nsub-02,,M\r\n",
+        "\ufeffage;sex\r\n60;F\r\n;M\r\n",
+        '"age","sex"\n"60","F"\n"n/a","M"\n',
+        "ID\tage\tsex\n1\t60\tf\n2\tNA\tm\n",
+        "age,sex,,\n60,F,,\n,M,,\n\n",
+        " age , sex \n 60 , F \n , M \n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(joint, tmp_path, text):
+    path = tmp_path / "want.csv"
+    path.write_bytes(text.encode())
+    planned = plan(joint.schema, joint, table=path)
+    assert [r.given for r in planned.requests] == [{"age": Fixed(60.0), "sex": Fixed("F")}, {"sex": Fixed("M")}]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "is empty"),
+        ("age;sex\n50,5;F\n", r"line 2: covariate 'age' is a number, but '50,5' is not one; write 50\.5"),
+        ("id,case_id\n1,2\n", "no column of covariates; add some of: age"),
+        ("age,sex\n50,F,3\n", "line 2 has 3 cells"),
         ("age,sex\n", "no line of requests"),
         ("age,colour\n1,2\n", "unknown covariate 'colour'"),
         ("age,age\n1,2\n", "two columns 'age'"),

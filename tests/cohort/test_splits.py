@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,25 @@ def test_what_validates_a_fold_has_no_part_in_its_model():
         for name, side in outer.items():
             assert (sides[name] in ("train", "val")) == (side == "train")
         assert sum(v == "val" for v in sides.values()) == 4
+
+
+@given(st.integers(2, 12), st.integers(1, 40), st.floats(0.05, 0.95), st.integers(0, 3))
+def test_synthetic_cases_train_and_never_judge(real, made, share, seed):
+    cases = [case(i) for i in range(real)] + [replace(case(100 + i), synthetic=True) for i in range(made)]
+    sides = assign(cases, validation=share, seed=seed)
+    assert {sides[c.case_id] for c in cases if c.synthetic} == {"train"}
+    # They count for no share: as many real ones validate as without them.
+    assert {i: s for i, s in sides.items() if i < "c100"} == assign(cases[:real], validation=share, seed=seed)
+    for fold in folds(cases, 2, seed):
+        assert {fold[c.case_id] for c in cases if c.synthetic} == {"train"}
+
+
+def test_synthetic_cases_that_a_file_holds_out_are_refused():
+    cases = [case(0), case(1), replace(case(2, split="val"), synthetic=True)]
+    with pytest.raises(InputError, match="synthetic and is in the split val; put it into train"):
+        assign(cases)
+    fold = {"train": ["c000", "c001"], "val": ["c002"]}
+    with pytest.raises(InputError, match="validates on the synthetic case 'c002'"):
+        folds_given([case(0), case(1), replace(case(2), synthetic=True)], [fold, fold], Path("splits.json"))
+    alone = [replace(case(0), synthetic=True)]
+    assert assign(alone) == {"c000": "train"}

@@ -58,9 +58,9 @@ def test_loss_is_least_for_the_exact_velocity():
 
 def test_times_are_logit_normal_and_shifted():
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(2))
-    t = flow.build(time_mean=-0.3, time_std=0.8).time(uniform).double().numpy()
+    t = flow.build(time_mean=-0.3, time_std=0.8, shift=1.0).time(uniform).double().numpy()
     assert stats.kstest(np.log(t / (1 - t)), stats.norm(-0.3, 0.8).cdf).pvalue > 0.01
-    plain, shifted = flow.build().time(uniform), flow.build(shift=3.0).time(uniform)
+    plain, shifted = flow.build(shift=1.0).time(uniform), flow.build(shift=3.0).time(uniform)
     assert torch.allclose(shifted, 3 * plain / (1 + 2 * plain), atol=1e-6)
 
 

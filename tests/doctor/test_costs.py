@@ -2,15 +2,19 @@
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from medgen import config
-from medgen.doctor import costs, diagnose, timing
+from medgen.cli import app
+from medgen.doctor import costs, diagnose, network_costs, timing
+from medgen.doctor.counted import Machine
 from medgen.doctor.environment import environment
 from medgen.doctor.facts import collect
 from medgen.formats.detect import read_cohort
@@ -50,15 +54,70 @@ def test_the_foreseen_store_is_the_prepared_one(tiny_run: Path) -> None:
     assert conditions(known)[0].names == conditions(run)[0].names
 
 
-def test_a_config_is_measured_by_real_steps(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_config_is_measured_by_real_steps(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However busy the machine is.
+    monkeypatch.setattr(timing, "measured", partial(timing.measured, limit_seconds=600.0))
     found = diagnose(written(on_disk(tiny_run), tmp_path))
     assert found.kind == "experiment" and found.exit_code == 0, found
     stages = found.figures["stages"]
     assert set(stages) == {"autoencoder", "latents", "diffusion", "synthetic"}
     for figures in stages.values():
-        assert 0 < figures["seconds"] < 30 and 50e6 < figures["bytes"] < 20e9
+        assert figures["how"] == "measured" and 0 < figures["seconds"] < 30 and 50e6 < figures["bytes"] < 20e9
+        assert 0 < figures["computed_bytes"] < 2**31
     cost = {f.where: f.what for f in found.of("cost")}
     assert "6 steps of" in cost["autoencoder"] and "3 samples of" in cost["synthetic"] and "whole run" in cost
+    assert "(measured)" in cost["diffusion"] and "on a GPU, computed" in cost["diffusion"]
+
+
+def foreseen(raw: dict[str, Any], tiny_run: Path, machine: Machine) -> dict[str, Any]:
+    run = Run(config.build(raw, "tiny"), tiny_run, lambda *_: None)
+    return network_costs.experiment_costs(run, training=6, cases=8, machine=machine)[1]
+
+
+def test_another_machine_is_computed_and_not_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "measured", lambda *_: pytest.fail("nothing is to be measured"))
+    raw = on_disk(tiny_run)
+    slow, fast = (foreseen(raw, tiny_run, Machine(rate)) for rate in (1e-3, 2e-3))
+    for name, figures in slow.items():
+        assert figures["how"] == "computed" and figures["seconds"] == pytest.approx(2 * fast[name]["seconds"])
+    unguided = copy.deepcopy(raw)
+    unguided["generate"]["guidance"] = 1.0
+    plain = foreseen(unguided, tiny_run, Machine(1e-3))["synthetic"]["seconds"]
+    assert slow["synthetic"]["seconds"] > 1.2 * plain, "guidance asks the network twice"
+    folded = copy.deepcopy(raw)
+    folded["data"]["folds"] = 3
+    thrice = foreseen(folded, tiny_run, Machine(1e-3))
+    assert thrice["autoencoder"]["times"] == 3
+    assert thrice["synthetic"]["total_seconds"] == pytest.approx(3 * slow["synthetic"]["total_seconds"])
+
+
+def test_a_student_is_costed_and_draws_in_its_steps(tiny_run: Path) -> None:
+    raw = on_disk(tiny_run)
+    raw["distil"] = {"steps": 1, "teacher_steps": 4, "training": {"steps": 10, "batch": 2}}
+    found = foreseen(raw, tiny_run, Machine(1e-3))
+    assert set(found) == {"autoencoder", "latents", "diffusion", "distilled", "synthetic"}
+    assert (
+        found["distilled"]["units"] == 10 and found["distilled"]["total_seconds"] > 10 * found["distilled"]["seconds"]
+    )
+    teacher = foreseen(on_disk(tiny_run), tiny_run, Machine(1e-3))
+    assert found["synthetic"]["seconds"] < teacher["synthetic"]["seconds"]
+
+
+def test_what_does_not_fit_is_said(tiny_run: Path) -> None:
+    run = Run(config.build(on_disk(tiny_run), "tiny"), tiny_run, lambda *_: None)
+    small = Machine(1e-3, memory_bytes=2**20)
+    findings, _ = network_costs.experiment_costs(run, training=6, cases=8, machine=small)
+    assert {f.level for f in findings if f.where == "diffusion"} == {"wrong"}
+    assert any("the device has 1.0 MiB" in f.what and "checkpointing" in f.fix for f in findings)
+
+
+def test_the_command_computes_for_another_machine(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["doctor", str(written(on_disk(tiny_run), tmp_path)), "--tflops", "0.001", "--memory", "24"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert "0.001 TFLOP/s sustained" in found.output and "measured" not in found.output.split("prepared")[0]
+    alone = CliRunner().invoke(app, ["doctor", str(tmp_path), "--memory", "24"])
+    assert "--tflops" in str(alone.exception)
 
 
 def test_an_experiment_is_checked_against_its_cohort(tiny_run: Path, tmp_path: Path) -> None:
@@ -80,17 +139,6 @@ def test_a_run_folder_and_a_model_folder_are_known(tiny_run: Path) -> None:
     assert any("8 phantoms, judged by 4" in f.what for f in found.findings)
     model = diagnose(tiny_run / "model", measure=False)
     assert model.kind == "model" and model.exit_code == 0 and model.figures["subjects"] == 6
-
-
-def test_what_does_not_fit_is_said(tiny_run: Path) -> None:
-    c = config.build(on_disk(tiny_run), "tiny")
-    store = Prepared.open(tiny_run / "prepared")
-    amounts = costs._amounts(c, store, training=10**12, cases=8)
-    stage = {"stage": "autoencoder", "unit": "step", "seconds": 0.1, "bytes": 10**9}
-    found = list(costs._stage_findings([stage], "", amounts, torch.device("cpu")))
-    assert [f.level for f in found] == ["wrong"] and "are available" in found[0].what
-    killed = list(costs._stage_findings([], "killed, most likely for want of memory", amounts, torch.device("cpu")))
-    assert [(f.level, f.where) for f in killed] == [("wrong", "autoencoder")]
 
 
 @pytest.mark.parametrize(("cudnn", "odd"), [(91002, 1), (91500, 0)])

@@ -2,19 +2,25 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from medgen import config
 from medgen.cohort.schema import Covariate, Schema
 from medgen.errors import InputError
 from medgen.evaluation.fidelity import Made, fidelity
-from medgen.evaluation.reference import measure_reference
+from medgen.evaluation.fidelity_page import fidelity_lines
+from medgen.evaluation.reference import halves, measure_reference
 from medgen.prepare.grid import GeometryRecord, Grid
 from medgen.segment.network import Architecture, build
 from medgen.segment.segmenter import Segmenter
+from medgen.stages import fidelity as stage
+from medgen.stages.conditions import check_requests
+from medgen.stages.run import Run
 from medgen.store.prepared import Prepared, PreparedCase
 
 EXTENT = (16, 16, 16)
@@ -123,3 +129,60 @@ def test_what_cannot_be_compared_is_one_sentence(cohort):
     two = replace(cohort.store, label_values=(0, 1, 2))
     with pytest.raises(InputError, match="another number"):
         measure_reference(two, cohort.segmenter)
+
+
+def test_the_floor_is_that_of_cases_the_segmenter_has_not_seen(cohort):
+    seen, unseen = halves(cohort.store)
+    assert len(seen) == len(unseen) == 16 and not set(seen) & set(unseen)
+    half = measure_reference(cohort.store, cohort.segmenter, components=6, unseen=unseen)
+    assert [half.train_cases[r] for r in half.floor_rows] == list(unseen) and len(half.train) == 32
+    whole, found = fidelity(cohort, fresh(24), **QUICK), fidelity(half, fresh(24), **QUICK)
+    assert (whole["n"], found["n"]) == (24, 16)
+    assert "unseen" in found["floor_of"] and "all" in whole["floor_of"]
+    assert found["floor"] != whole["floor"]
+    # Copies of any training case are looked for, seen or not.
+    assert found["memorisation"] == whole["memorisation"]
+
+
+def test_too_few_cases_are_not_halved(cohort):
+    few = replace(cohort.store, cases=cohort.store.cases[:15] + cohort.store.cases[32:])
+    assert halves(few) == (few.indices("train"), ())
+    one = replace(cohort.store, cases=tuple(replace(c, subject_id="one") for c in cohort.store.cases))
+    assert halves(one)[1] == (), "one subject stays on one side"
+
+
+def a_run(cohort, folder, **report):
+    raw = {"name": "x", "device": "cpu", "data": {"root": str(folder)}, "generate": {"n": 8}, "report": report}
+    return Run(config.build(raw, "x"), folder, lambda *_: None, known_store=cohort.store)
+
+
+def test_a_report_trains_the_segmenter_once_and_measures_by_it(cohort, tmp_path, monkeypatch):
+    codec = SimpleNamespace(image_channels=1, labels=2)
+    monkeypatch.setattr(stage, "trained_codec", lambda run: codec)
+    monkeypatch.setattr(stage, "reconstruct", lambda codec, image, label, device: (image, label))
+    assert stage.measuring(a_run(cohort, tmp_path)) is None
+    measure = stage.measuring(a_run(cohort, tmp_path, fidelity={"segmenter_steps": 2}))
+    asked = [replace(c, covariates={"requested_ball_ml": c.covariates["ball_ml"]}) for c in cohort.store.cases[:10]]
+    samples = replace(cohort.store, cases=tuple(asked))
+    found = measure(samples)
+    weights = tmp_path / "fidelity" / "segmenter" / "segmenter.safetensors"
+    first = weights.stat().st_mtime_ns
+    assert found["volumes"]["ball_ml"]["generated_label"]["ccc"]["value"] == pytest.approx(1)
+    assert "unseen" in found["floor_of"] and measure(samples) == found and weights.stat().st_mtime_ns == first
+    page = "\n".join(fidelity_lines(found))
+    assert "| Fréchet distance |" in page and "| ball_ml | 1 (1 to 1) |" in page and "reconstructions'" in page
+
+
+@pytest.mark.parametrize(
+    ("cases", "n", "word"),
+    [(slice(0, 36), 8, "4 cases are on one side"), (slice(0, 56), 7, "generate.n is 7")],
+)
+def test_what_cannot_be_measured_is_refused_before_the_training(cohort, tmp_path, cases, n, word):
+    run = a_run(cohort, tmp_path, fidelity=True)
+    run = replace(
+        run,
+        config=run.config.model_copy(update={"generate": run.config.generate.model_copy(update={"n": n})}),
+        known_store=replace(cohort.store, cases=cohort.store.cases[cases]),
+    )
+    with pytest.raises(InputError, match=word):
+        check_requests(run)

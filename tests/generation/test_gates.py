@@ -10,7 +10,10 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medgen.cohort.given import Fixed, Range
+from medgen.cohort.requests import Row
 from medgen.errors import InputError
+from medgen.generation.accept import asked_numbers
 from medgen.generation.gates import setting as gating
 from medgen.generation.gates.cloud import Cloud
 from medgen.generation.gates.law import Law
@@ -18,6 +21,8 @@ from medgen.generation.gates.panel import Gates, learn
 from medgen.generation.gates.seam import Seen
 from medgen.generation.gates.setting import Setting
 from medgen.generation.model import Kind, ModelSpec
+from medgen.segment.network import Architecture, build
+from medgen.segment.segmenter import Segmenter
 from medgen.store.latents import Latents, LatentStatistics
 
 EVERY = Setting({"consistency": True, "position": True, "intensity": {"level": 0.001}})
@@ -145,7 +150,8 @@ def broken(seen):
 
 
 def missed(seen):
-    return replace(seen, requested={"front_ml": seen.measured["front_ml"] * 2})
+    twice = seen.measured["front_ml"] * 2
+    return replace(seen, requested={"front_ml": (twice, twice)})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +191,31 @@ def test_a_request_widens_the_range_of_volumes_and_holds_the_draw_to_it(learnt):
     large = grown(case(2000))
     asked = large.measured["front_ml"]
     assert "volumes" in gates.judge(large).faults
-    assert gates.judge(replace(large, requested={"front_ml": asked})).accepted
+    assert gates.judge(replace(large, requested={"front_ml": (asked, asked)})).accepted
+
+
+def test_a_range_is_answered_by_everything_in_it(learnt):
+    gates = Gates.of(spec_of(learnt), Setting({"request": {"tolerance": 1.0}}, others=False))
+    seen, law = case(2000), Law(**learnt["request"]["laws"]["front_ml"])
+    found = seen.measured["front_ml"]
+
+    def judged(low, high):
+        return gates.judge(replace(seen, requested={"front_ml": (low, high)}))
+
+    wide = judged(found - 5 * law.std, found + 5 * law.std)
+    assert wide.accepted and wide.scores["request"]["front_ml"] == 0.0
+    assert judged(found + 0.5 * law.std, math.inf).accepted, "within the tolerance of the range's end"
+    beyond = judged(found + 1.5 * law.std, found + 9 * law.std)
+    assert beyond.scores["request"]["front_ml"] == pytest.approx(-1.5, abs=1e-3)
+    assert " to " in beyond.faults["request"]["front_ml"]
+    assert "or less" in judged(-math.inf, found - 2 * law.std).faults["request"]["front_ml"]
+
+
+def test_what_a_request_asks_is_its_range_where_it_has_one():
+    values = {"a_ml": 5.0, "b_ml": 6.0, "hour": 23.0, "sex": "F"}
+    given = {"a_ml": Range(4.0, None), "b_ml": Fixed(6.0), "hour": Range(22.0, 4.0), "sex": Fixed("F")}
+    row = Row(values, frozenset(given), given=given)
+    assert asked_numbers(row) == {"a_ml": (4.0, math.inf), "b_ml": (6.0, 6.0), "hour": (23.0, 23.0)}
 
 
 def test_a_smoother_label_is_no_fault():
@@ -275,6 +305,14 @@ class TestNeighbour:
         ({"topologie": True}, "did you mean 'topology'"),
         ({"topology": {"lvl": 1}}, "did you mean 'level'"),
         ({"topology": {"level": "a"}}, "a number"),
+        ({"topology": {"level": -0.1}}, "above 0 and below 0.5"),
+        ({"volumes": {"level": 0}}, "above 0 and below 0.5"),
+        ({"volumes": {"request": -1.0}}, "request is 0 or more"),
+        ({"intensity": {"beyond": 2.0}}, "beyond is between 0 and 1"),
+        ({"request": {"tolerance": -1.0}}, "tolerance is 0 or more"),
+        ({"position": {"level": 0.9}}, "position"),
+        ({"consistency": {"level": 0.9}}, "consistency"),
+        ({"agreement": {"min_dice": 3.0}}, "min_dice is between 0 and 1"),
         ({"agreement": True}, "segmenter"),
         ({"neighbour": {"quantile": 2.0}}, "between 0 and 1"),
         ({"neighbour": {"run": "nowhere"}}, "not a run folder"),
@@ -336,3 +374,26 @@ def test_real_held_out_cases_pass_and_broken_ones_do_not(data_dir):
     assert np.mean(["position" in gates.judge(swapped(seen)).faults for seen in new]) == 1
     moved = [relabelled(s, np.roll(s.label, 3 * sign, axis)) for s in new[:6] for axis in range(3) for sign in (1, -1)]
     assert np.mean(["consistency" in gates.judge(seen).faults for seen in moved]) >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("grid", "word"),
+    [
+        ({}, None),
+        ({"channels": ["T1w"], "label_names": list(NAMES), "spacing_mm": [1.01, 1.0, 1.0]}, None),
+        ({"channels": ["FLAIR"]}, "channels FLAIR, where the model has T1w"),
+        ({"label_names": ["background", "back", "front"]}, "labels background, back, front, where"),
+        ({"spacing_mm": [2.0, 2.0, 2.0]}, "voxels of 2 x 2 x 2 mm, where the model has 1 x 1 x 1 mm"),
+    ],
+)
+def test_a_segmenter_of_another_cohort_is_refused(tmp_path, grid, word):
+    architecture = Architecture(1, 3, (4, 8))
+    Segmenter(architecture, build(architecture), (24, 24, 24), {}, grid).save(tmp_path)
+    setting = Setting({"agreement": {"segmenter": str(tmp_path)}}, others=False)
+    if word is None:
+        assert "agreement" in Gates.of(spec_of({}), setting).judges
+    else:
+        with pytest.raises(InputError, match=word):
+            Gates.of(spec_of({}), setting)
+    with pytest.raises(InputError, match="2 labels, where the model has 1"):
+        Gates.of(spec_of({}, names=NAMES[:2]), setting)

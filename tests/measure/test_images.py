@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from medgen.measure.msssim import WEIGHTS, ms_ssim, pairwise_ms_ssim, scales
-from medgen.measure.sharpness import laplacian_variance, radial_spectrum
+from medgen.measure.sharpness import Spectrum, kept_frequency, laplacian_variance, radial_spectrum
 
 RNG = np.random.default_rng(0)
 
@@ -112,3 +112,16 @@ def test_the_spectrum_holds_all_power_below_half_a_cycle():
     edges = np.arange(17) / 32
     expected = [transform[(radius > low) & (radius <= high)].mean() for low, high in itertools.pairwise(edges)]
     assert radial_spectrum(image, 16, window=False).power == pytest.approx(expected)
+
+
+def test_the_frequency_that_a_blur_keeps_is_that_of_its_closed_form():
+    noise = np.random.default_rng(3).normal(size=(1, 64, 64, 64))
+    real = radial_spectrum(noise, window=False)
+    assert kept_frequency(real, real) == 0.5
+    for sigma in (0.7, 1.0, 2.0):
+        blurred = np.stack([ndimage.gaussian_filter(noise[0], sigma, mode="wrap", truncate=6)])
+        found = kept_frequency(radial_spectrum(blurred, window=False), real)
+        # A Gaussian leaves exp(-(2 pi sigma f)^2) of the power.
+        assert found == pytest.approx(np.sqrt(np.log(2)) / (2 * np.pi * sigma), abs=0.012)
+    nothing = Spectrum(real.frequency, np.zeros_like(real.power))
+    assert kept_frequency(nothing, real) == real.frequency[0]

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_cache_is_read_by_its_encoder_alone_and_holds_no_text(encoder, tmp_path,
 def test_spec_survives_json(encoder):
     spec = TextEncoderSpec.of(encoder, 8)
     assert TextEncoderSpec.from_json(spec.to_json()) == spec and spec.width == 16
+    assert str(encoder) not in json.dumps(spec.to_json()) and spec.to_json()["folder"] == encoder.name
     assert "model.safetensors" in spec.files and "tokenizer.json" in spec.files
 
 

@@ -199,14 +199,28 @@ def test_heun_has_order_two_in_both_variables(variable):
 
 @pytest.mark.parametrize("steps", [6, 12, 24])
 def test_heun_beats_euler_from_the_largest_sigma_of_flow(steps):
-    """At equal evaluations, on the schedule generation uses: in sigma it would be worse than Euler."""
-    sigmas = flow.build().sigmas(steps).double()
-    fine = flow.build().sigmas(2 * steps - 1).double()
+    """At equal evaluations, on even times: in sigma it would be worse than Euler."""
+    sigmas = flow.build(shift=1.0).sigmas(steps).double()
+    fine = flow.build(shift=1.0).sigmas(2 * steps - 1).double()
     x = sigmas[0] * torch.linspace(-3, 3, 27, dtype=torch.float64).reshape(1, 1, 3, 3, 3)
     truth = exact_path(x, sigmas[0], 0.0)
     second = heun.sample(exact_model, x, sigmas, no_condition(1), noise=None)
     first = euler.sample(exact_model, x, fine, no_condition(1), noise=None)
     assert (second - truth).abs().max() < (first - truth).abs().max() / 2
+
+
+@pytest.mark.parametrize("steps", [6, 8, 12, 24])
+def test_the_multistep_solver_is_best_on_the_default_schedule(steps):
+    """Shifted times leave a long last step, which costs a solver that takes it as a straight line the most."""
+    sigmas, fine = (flow.build().sigmas(n).double() for n in (steps, 2 * steps - 1))
+    x = sigmas[0] * torch.linspace(-3, 3, 27, dtype=torch.float64).reshape(1, 1, 3, 3, 3)
+    truth = exact_path(x, sigmas[0], 0.0)
+
+    def error(solver, levels):
+        return (solver.sample(exact_model, x, levels, no_condition(1), noise=None) - truth).abs().max()
+
+    multistep = error(dpmpp, fine)
+    assert multistep < error(heun, sigmas) and multistep < error(euler, fine)
 
 
 def test_heun_needs_fewer_evaluations_than_euler():

@@ -7,8 +7,9 @@ import torch
 
 from medgen import config
 from medgen.errors import InputError
+from medgen.stages.check import check
 from medgen.stages.encoding import _encodables
-from medgen.stages.run import Run, check
+from medgen.stages.run import Run
 from tests.tiny import TINY
 
 

@@ -135,6 +135,25 @@ def test_a_users_label_file_is_laid_where_the_cohorts_labels_lie(finished, gener
     np.testing.assert_array_equal(sample.label.data[0], np.array(spec.label_values)[placed])
 
 
+def test_an_array_is_followed_from_python(finished, generator):
+    store = Prepared.open(finished / "prepared")
+    values = np.array(store.label_values)[store.label(store.indices("val")[0])]
+    sample = generator.sample(mask=values, seed=3)
+    np.testing.assert_array_equal(sample.label.data[0], values)
+    with pytest.raises(InputError, match="masks are label maps of the model's shape"):
+        generator.sample(mask=values[1:])
+
+
+def test_asked_volumes_are_met_by_the_edit_that_takes_them(finished, generator):
+    edited = given(generator, finished / "prepared", edits=({"kind": "volume", "structure": "Ventricles"},))
+    before = given(generator, finished / "prepared").sample(seed=0).sidecar["measured"]["ventricles_ml"]
+    asked = 1.3 * before
+    sample = edited.sample(seed=0, volumes_ml={"Ventricles": asked}, force=True)
+    voxel_ml = float(np.prod(generator.model.spec.spacing_mm)) / 1000
+    assert abs(sample.sidecar["measured"]["ventricles_ml"] - asked) < max(0.05 * asked, voxel_ml)
+    assert sample.sidecar["mask"]["edited"] and sample.sidecar["drawing"]["masks"]["edits"]
+
+
 def test_masks_that_do_not_fit_are_refused(finished, generator, tmp_path):
     spec = generator.model.spec
     affine = np.diag([*spec.spacing_mm, 1.0])

@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medgen.errors import InputError
 from medgen.files import sha256_file
+from medgen.generation.gates.law import check_within
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 from medgen.segment.segmenter import INDEX, Segmenter
 
 ON = False
+_ALIKE = 0.05
 
 
 def build(context: Context, *, segmenter: Path = Path(), min_dice: float = 0.7) -> Judge:
@@ -24,9 +28,11 @@ def build(context: Context, *, segmenter: Path = Path(), min_dice: float = 0.7) 
     if len(context.names) < 2:
         raise CannotJudgeError("the model draws no labels")
     trained = Segmenter.load(segmenter)
-    fits = trained.architecture.labels == len(context.names)
-    if not fits or trained.architecture.image_channels != context.image_channels:
-        raise InputError(f"gate 'agreement': {segmenter} is a segmenter of other channels or labels than the model's")
+    if strange := _strange(trained, context):
+        raise InputError(
+            f"gate 'agreement': {segmenter} is a segmenter of {strange}; train one on the cohort that the model was "
+            "trained on, prepared as it was"
+        )
 
     def judge(seen: Seen) -> Verdict:
         assert seen.label is not None, "the model draws labels"
@@ -42,8 +48,26 @@ def build(context: Context, *, segmenter: Path = Path(), min_dice: float = 0.7) 
     return judge
 
 
+def _strange(trained: Segmenter, context: Context) -> str:
+    """What a segmenter was trained on otherwise than the model, in words; empty where it fits as far as is known."""
+    if trained.architecture.image_channels != context.image_channels:
+        return f"{trained.architecture.image_channels} image channels, where the model has {context.image_channels}"
+    if trained.architecture.labels != len(context.names):
+        return f"{trained.architecture.labels - 1} labels, where the model has {len(context.names) - 1}"
+    for key, what, ours in (("channels", "the channels", context.channels), ("label_names", "labels", context.names)):
+        theirs = trained.grid.get(key)
+        if theirs and ours and tuple(theirs) != tuple(ours):
+            return f"{what} {', '.join(theirs)}, where the model has {', '.join(ours)}"
+    spacing = trained.grid.get("spacing_mm")
+    if spacing and context.spacing_mm and not np.allclose(spacing, context.spacing_mm, rtol=_ALIKE):
+        mm = [" x ".join(f"{s:g}" for s in sizes) for sizes in (spacing, context.spacing_mm)]
+        return f"voxels of {mm[0]} mm, where the model has {mm[1]} mm"
+    return ""
+
+
 def check(*, segmenter: Path, min_dice: float) -> None:
-    """Refuse a folder that is no segmenter's."""
+    """Refuse a folder that is no segmenter's, and a Dice that is none."""
+    check_within("agreement", "min_dice", min_dice, 0, 1)
     if not (Path(segmenter) / INDEX).is_file():
         raise InputError(f"gate 'agreement': option segmenter '{segmenter}' is not the folder of a trained segmenter")
 

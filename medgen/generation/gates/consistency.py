@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from medgen.generation.gates.cloud import Cloud
-from medgen.generation.gates.law import outside, slack
+from medgen.generation.gates.law import check_level, outside, slack
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 
 ON = False
@@ -84,6 +84,11 @@ def build(context: Context, *, level: float = 0.001) -> Judge:
         return Verdict(scores, faults)
 
     return judge
+
+
+def check(*, level: float) -> None:
+    """Refuse a level that is none."""
+    check_level("consistency", level)
 
 
 def _parts(inside: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medgen.generation.gates.law import outside
+from medgen.generation.gates.law import check_level, check_within, outside
 from medgen.generation.gates.seam import Context, Judge, Seen, Verdict
 
 ON = True
@@ -50,3 +50,10 @@ def build(context: Context, *, level: float = 0.0, beyond: float = 0.02) -> Judg
         return Verdict(scores, faults)
 
     return judge
+
+
+def check(*, level: float, beyond: float) -> None:
+    """Refuse values that mean nothing; a level of 0 judges the range alone."""
+    if level != 0:
+        check_level("intensity", level)
+    check_within("intensity", "beyond", beyond, 0, 1)

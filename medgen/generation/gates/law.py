@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
+from medgen.errors import InputError
+
 LEAST = 3
 """Cases below which nothing is said of a score."""
 
@@ -73,6 +75,30 @@ def outside(scores: Mapping[str, float], laws: Mapping[str, Law], level: float) 
         if not low - slack(low) <= scores[name] <= high + slack(high):
             faults[name] = f"{name} is {scores[name]:.4g}, the cohort's lies between {low:.4g} and {high:.4g}"
     return faults
+
+
+def check_within(kind: str, option: str, value: float, low: float, high: float = math.inf) -> None:
+    """Refuse an option's value outside of its range.
+
+    Raises:
+        InputError: naming gate, option and range.
+    """
+    if not low <= value <= high:
+        reach = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
+        raise InputError(f"gate '{kind}': option {option} is {reach}, not {value:g}")
+
+
+def check_level(kind: str, level: float) -> None:
+    """Refuse a chance of rejecting a real case that is none: at 0 nothing is rejected, and half is a coin.
+
+    Raises:
+        InputError: naming the gate.
+    """
+    if not 0 < level < 0.5:
+        raise InputError(
+            f"gate '{kind}': option level is the chance of rejecting a real case, above 0 and below 0.5, "
+            f"such as 0.001, not {level:g}"
+        )
 
 
 def slack(bound: float) -> float:

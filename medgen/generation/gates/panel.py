@@ -75,6 +75,8 @@ class Gates:
                 statistics=spec.statistics,
                 latent_shape=spec.latent_shape,
                 image_channels=len(spec.channels),
+                channels=tuple(spec.channels),
+                spacing_mm=tuple(spec.spacing_mm),
             )
             try:
                 judges[kind] = resolve(ROOM, kind, "build")(context, **options)

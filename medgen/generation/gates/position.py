@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
-from medgen.generation.gates.law import outside
+from medgen.generation.gates.law import check_level, outside
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 
 ON = False
@@ -51,6 +51,11 @@ def build(context: Context, *, level: float = 0.001) -> Judge:
         return Verdict(scores, outside(scores, context.laws, level))
 
     return judge
+
+
+def check(*, level: float) -> None:
+    """Refuse a level that is none."""
+    check_level("position", level)
 
 
 def _centre(mask: np.ndarray, middle: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:

@@ -22,7 +22,8 @@ class Seen:
         names: of the label ids, background first.
         spacing_mm: of the grid.
         measured: volumes and what is derived from them, by column, as they are written.
-        requested: what was asked for, by column; numbers only.
+        requested: what was asked for, by column, numbers only: the least and the largest that answer it, which are
+            the same where one value was asked for.
         latent: (C, x, y, z) standardised latent of a draw, on the CPU.
     """
 
@@ -32,7 +33,7 @@ class Seen:
     names: tuple[str, ...]
     spacing_mm: tuple[float, float, float]
     measured: Mapping[str, float] = field(default_factory=dict)
-    requested: Mapping[str, float] = field(default_factory=dict)
+    requested: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     latent: torch.Tensor | None = None
 
     def clipped(self) -> np.ndarray:
@@ -74,6 +75,8 @@ class Context:
         statistics: mean and standard deviation of each latent channel, as the model holds them.
         latent_shape: (C, x, y, z).
         image_channels: how many.
+        channels: their names.
+        spacing_mm: of the model's grid.
     """
 
     laws: Mapping[str, Law]
@@ -84,6 +87,8 @@ class Context:
     statistics: Mapping[str, list[float]]
     latent_shape: tuple[int, ...]
     image_channels: int
+    channels: tuple[str, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
 
     def need_laws(self) -> None:
         """Stop a gate that knows nothing of the cohort.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from medgen.generation.gates.law import outside, slack
+from medgen.generation.gates.law import check_level, outside, slack
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 from medgen.measure.topology import topology
 
@@ -43,6 +43,11 @@ def build(context: Context, *, level: float = 0.001) -> Judge:
         return Verdict(scores, {n: said for n, said in faults.items() if not _sound(n, scores, context)})
 
     return judge
+
+
+def check(*, level: float) -> None:
+    """Refuse a level that is none."""
+    check_level("topology", level)
 
 
 def _sound(name: str, scores: Mapping[str, float], context: Context) -> bool:

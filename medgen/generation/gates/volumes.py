@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from medgen.cohort.schema import volume_column
-from medgen.generation.gates.law import Law, slack
+from medgen.generation.gates.law import Law, check_level, check_within, slack
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 
 ON = True
@@ -34,13 +34,21 @@ def build(context: Context, *, level: float = 0.001, request: float = 0.2) -> Ju
             law, asked = context.laws.get(name), seen.requested.get(volume_column(name))
             low, high = _range(law, context.cases, level / len(volumes))
             if asked is not None:
-                low, high = min(low, asked * (1 - request)), max(high, asked * (1 + request))
+                least, most = asked
+                low = min(low, least * (1 - request)) if math.isfinite(least) else 0.0
+                high = max(high, most * (1 + request))
             if not low - slack(low) <= ml <= high + slack(high):
                 reach = f"lies between {low:.4g} and {high:.4g} ml" if high > 0 else "is nothing"
                 faults[name] = f"{name} has {ml:.4g} ml, the cohort's {reach}"
         return Verdict(volumes, faults)
 
     return judge
+
+
+def check(*, level: float, request: float) -> None:
+    """Refuse values that mean nothing."""
+    check_level("volumes", level)
+    check_within("volumes", "request", request, 0)
 
 
 def _volumes(seen: Seen) -> dict[str, float]:

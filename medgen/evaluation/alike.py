@@ -1,0 +1,78 @@
+"""Samples brought to a cohort's grid by the code that prepared the cohort: only then are the two compared."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medgen.cohort.schema import volume_column
+from medgen.errors import InputError
+from medgen.formats.detect import read_cohort
+from medgen.prepare.options import PrepareOptions
+from medgen.prepare.run import prepare_cohort
+from medgen.segment.task import Pair
+from medgen.store.prepared import Prepared
+
+
+def prepared_alike(
+    store: Prepared,
+    dataset: Path,
+    out: Path,
+    options: PrepareOptions | None = None,
+    *,
+    format: str | None = None,
+    workers: int = 1,
+) -> Prepared:
+    """Prepare a dataset as a cohort was prepared.
+
+    Args:
+        store: the prepared cohort.
+        dataset: folder of the dataset.
+        out: folder of the result.
+        options: of the cohort's preparation; grid and channels are the cohort's whatever they say.
+        format: of the dataset, recognised where None.
+        workers: processes.
+
+    Raises:
+        InputError: the dataset cannot be read, or lacks a channel of the cohort.
+    """
+    made = read_cohort(dataset, format=format)
+    same_grid = replace(
+        options or PrepareOptions(),
+        shape=store.shape,
+        spacing_mm=store.spacing_mm,
+        channels=_in_order(made.channels, store.channels),
+    )
+    return prepare_cohort(made, out, same_grid, workers=workers)
+
+
+def pairs_alike(store: Prepared, samples: Prepared) -> list[Pair]:
+    """Images in [-1, 1] and labels of prepared samples, with the label ids of a cohort.
+
+    Formats renumber labels, and samples may lack one, so that ids go by name.
+
+    Raises:
+        InputError: the samples have a label that the cohort does not have, or none at all.
+    """
+    ids = {volume_column(name): i for i, name in enumerate(store.label_names)}
+    unknown = [name for name in samples.label_names[1:] if volume_column(name) not in ids]
+    if unknown:
+        known = ", ".join(store.label_names[1:])
+        raise InputError(f"{samples.folder} has a label '{unknown[0]}', the cohort has {known}; give its own samples")
+    to_id = np.array([0, *(ids[volume_column(name)] for name in samples.label_names[1:])])
+    labelled = [i for i, case in enumerate(samples.cases) if case.has_label]
+    if not labelled:
+        raise InputError(f"{samples.folder} has no labels; give samples of a model that makes them")
+    return [(samples.image(i), to_id[np.asarray(samples.label(i))]) for i in labelled]
+
+
+def _in_order(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The channels of a dataset in the cohort's order: a format may have had to shorten ``T1 post`` to ``T1post``."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^0-9a-z]", "", name.lower())
+
+    by_name = {plain(name): name for name in found}
+    return tuple(by_name.get(plain(name), name) for name in wanted)

@@ -1,0 +1,86 @@
+"""The recipes beside `medgen utility`."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, WORKFLOWS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    return load("nnunet_utility")
+
+
+def invoke(recipe, *words):
+    app = typer.Typer()
+    app.command()(recipe.nnunet_utility)
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_dry_run_prints_the_commands(recipe, tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    words = (tmp_path, "--size", "5", "--dataset", "702", "--trainer", "nnUNetTrainer_100epochs", "--dry-run")
+    said = invoke(recipe, *words)
+    assert said.exit_code == 0, said.output
+    lines = [line for line in said.output.splitlines() if not line.startswith("#")]
+    assert lines == [
+        "nnUNetv2_plan_and_preprocess -d 702 -c 3d_fullres --verify_dataset_integrity",
+        "nnUNetv2_train 702 3d_fullres 0 -tr nnUNetTrainer_100epochs",
+        "nnUNetv2_train 702 3d_fullres 1 -tr nnUNetTrainer_100epochs",
+    ]
+    # What is finished is left out, and what was stopped goes on.
+    folds = [
+        recipe.fold_of(tmp_path / "results", "Dataset702_utility5", "3d_fullres", "nnUNetTrainer_100epochs", k)
+        for k in (0, 1)
+    ]
+    (folds[0] / "validation").mkdir(parents=True)
+    (folds[0] / "validation" / "summary.json").write_text("{}")
+    folds[1].mkdir()
+    (folds[1] / "checkpoint_latest.pth").write_bytes(b"")
+    again = [line for line in invoke(recipe, *words).output.splitlines() if line.startswith("nnUNetv2_train")]
+    assert again == ["nnUNetv2_train 702 3d_fullres 1 -tr nnUNetTrainer_100epochs --c"]
+    assert not (tmp_path / "raw").exists()
+
+
+def test_without_nnunet_it_is_one_sentence(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    said = invoke(recipe, tmp_path)
+    assert said.exit_code == 2 and "not installed" in said.output
+    monkeypatch.delenv("nnUNet_raw")
+    assert "set nnUNet_raw" in invoke(recipe, tmp_path).output
+
+
+def test_arms_are_compared_case_by_case(recipe, tmp_path):
+    folders = [tmp_path / "fold_0", tmp_path / "fold_1"]
+    for folder, gain in zip(folders, (0.0, 0.03), strict=True):
+        (folder / "validation").mkdir(parents=True)
+        cases = [
+            {"reference_file": f"/gt/c{i}.nii.gz", "metrics": {str(k): {"Dice": 0.5 + i / 50 + gain} for k in (1, 2)}}
+            for i in range(6)
+        ]
+        (folder / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+    assert "difference +0.0300 [+0.0300, +0.0300]" in recipe.compare(folders)
+
+
+def test_the_recipe_over_the_python_api_names_what_is_there():
+    from medgen import pipeline
+
+    assert load("utility").pipeline.run_utility is pipeline.run_utility
