@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 UNKNOWN = -1
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,15 @@ class MaskStem(nn.Module):
         if cells is None:
             shape = (like.shape[0], self.mask.cells, *like.shape[2:])
             cells = torch.full(shape, UNKNOWN, dtype=torch.int16, device=like.device)
-        ids = torch.where(cells < 0, self.mask.labels, cells).long()
-        embedded = self.table(ids).to(like.dtype)  # (B, S, x, y, z, E)
-        h = self.patch(embedded.movedim(-1, 2).flatten(1, 2))
+        ids = torch.where(cells < 0, self.mask.labels, cells).movedim(1, -1)  # (B, x, y, z, S)
+        weight = self.patch.weight.flatten(1).unflatten(1, (self.mask.cells, -1))  # (W, S, E)
+        if self.mask.labels < _FEW:
+            # The same product in another order; a table's gradient is a scatter, which a CPU is slow at.
+            one_hot = ids[..., None] == torch.arange(self.mask.labels + 1, device=ids.device, dtype=ids.dtype)
+            joint = torch.einsum("wse,ie->siw", weight, self.table.weight).flatten(0, 1)
+            h = one_hot.flatten(-2).to(like.dtype) @ joint.to(like.dtype)
+        else:
+            h = self.table(ids.long()).flatten(-2).to(like.dtype) @ weight.flatten(1).T.to(like.dtype)
+        h = (h + self.patch.bias.to(h.dtype)).movedim(-1, 1)
         h = h + self.conv1(F.silu(h))
         return h + self.conv2(F.silu(h))
