@@ -145,7 +145,8 @@ def _synthetic(run: Run) -> Any:
     g = run.config.generate
     table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
     how = g.model_dump(mode="json", exclude={"batch", "n", "writers", "masks", "edits"})
-    masks = [given_identity(g.masks.expanduser()) if g.masks else None, edits.recorded(g.edits)] if g.masks or g.edits else []
+    masks: list[Any] = [given_identity(g.masks.expanduser())] if g.masks else []
+    masks += [edits.recorded(g.edits)] if g.edits else []
     return [how, chain.recorded(g.steering), table, run.gate_setting().recorded(), *masks]
 
 

@@ -229,7 +229,7 @@ def write_volume(path: str | Path, volume: Volume) -> None:
         image.header[field] = b""
     image.header.extensions.clear()
     # Not nib.save: where that runs into an error it leaves the file open, and a full disk gets no room back.
-    with atomic(path) as temporary, ImageOpener(temporary, "wb") as stream:
+    with atomic(path) as temporary, ImageOpener(str(temporary), "wb") as stream:
         image.to_stream(stream.fobj)
 
 

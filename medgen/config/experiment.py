@@ -75,7 +75,7 @@ class Config(Section):
         if self.pairs == "mask" and self.init is not None:
             raise ValueError("init starts from one model, and pairs: mask trains two; remove init")
         if self.pairs == "mask" and self.distil is not None:
-            raise ValueError("distil learns from covariates alone, and with pairs: mask images follow masks; remove distil")
+            raise ValueError("distil learns from covariates, and with pairs: mask images follow masks; remove distil")
         return self
 
     def of_labels(self) -> "Config":

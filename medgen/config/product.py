@@ -65,8 +65,9 @@ class GenerateConfig(Section):
 class FidelityConfig(Section):
     """The pinned protocol of likeness, diversity, obedience, memorisation and sharpness.
 
-    See :func:`medgen.evaluation.fidelity.fidelity`. It needs a segmenter, trained for ``segmenter_steps`` on the training cases. With ``halves`` it is trained on half
-    of them where there are enough, and real cases are compared by the other half, which it has not seen.
+    See :func:`medgen.evaluation.fidelity.fidelity`. It needs a segmenter, trained for ``segmenter_steps`` on the
+    training cases. With ``halves`` it is trained on half of them where there are enough, and real cases are compared by
+    the other half, which it has not seen.
     """
 
     segmenter_steps: Positive = 1500

@@ -66,8 +66,8 @@ def soundness(
     if len(names) < 2:
         raise InputError("the cohort has no label, so there are no pairs to look at")
     if min(len(train), len(held_out), len(samples)) < 2:
-        found = f"{len(train)} training, {len(held_out)} held-out and {len(samples)} synthetic"
-        raise InputError(f"{found} pairs are too few; at least 2 of each are needed")
+        there = f"{len(train)} training, {len(held_out)} held-out and {len(samples)} synthetic"
+        raise InputError(f"{there} pairs are too few; at least 2 of each are needed")
     real, draws = [*train, *held_out], _Draws(resamples, seed)
     found: dict[str, Any] = {
         "cases": {"train": len(train), "held_out": len(held_out), "samples": len(samples)},
@@ -113,12 +113,12 @@ def _pieces(
     sets = [np.array([_components(label, len(names)) for _, label in pairs], dtype=float) for pairs in (real, samples)]
     found = {}
     for i, name in enumerate(names[1:]):
-        there = [some[:, i] > 0 for some in sets]
-        whole = [np.where(some[:, i] > 0, some[:, i] == 1, np.nan) for some in sets]
+        there: list[np.ndarray] = [some[:, i] > 0 for some in sets]
+        whole: list[np.ndarray] = [np.where(some[:, i] > 0, some[:, i] == 1, np.nan) for some in sets]
         found[name] = _piece(there, whole, draws)
     # A case is in one piece where each label that it has is.
     found["every label"] = _piece(
-        [(s > 0).any(axis=1) for s in sets], [(s <= 1).all(axis=1) * 1.0 for s in sets], draws
+        [np.any(s > 0, axis=1) for s in sets], [np.all(s <= 1, axis=1).astype(float) for s in sets], draws
     )
     return found
 

@@ -23,7 +23,7 @@ def mean_shape(labels: Sequence[np.ndarray], ids: Sequence[int]) -> np.ndarray:
         labels: (X, Y, Z) ids each, on one grid.
         ids: the L labels, the background left out.
     """
-    return np.mean([[one == i for i in ids] for one in map(centred, labels)], axis=0, dtype=np.float32)
+    return np.stack([[one == i for i in ids] for one in map(centred, labels)]).mean(axis=0, dtype=np.float32)
 
 
 def sidedness(label: np.ndarray, shape: np.ndarray, ids: Sequence[int], *, axis: int = 0) -> float:

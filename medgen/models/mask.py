@@ -68,7 +68,8 @@ class MaskStem(nn.Module):
         super().__init__()
         self.mask, self.width = mask, width
         self.table = nn.Embedding(mask.labels + 1, embedding)
-        self.patch = nn.Conv3d(mask.cells * embedding, width, 1)
+        self.patch = nn.Linear(mask.cells * embedding, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
         self.conv1 = nn.Conv3d(width, width, 3, padding=1)
         self.conv2 = nn.Conv3d(width, width, 3, padding=1)
 
@@ -83,7 +84,7 @@ class MaskStem(nn.Module):
             shape = (like.shape[0], self.mask.cells, *like.shape[2:])
             cells = torch.full(shape, UNKNOWN, dtype=torch.int16, device=like.device)
         ids = torch.where(cells < 0, self.mask.labels, cells).movedim(1, -1)  # (B, x, y, z, S)
-        weight = self.patch.weight.flatten(1).unflatten(1, (self.mask.cells, -1))  # (W, S, E)
+        weight = self.patch.weight.unflatten(1, (self.mask.cells, -1))  # (W, S, E)
         if self.mask.labels < _FEW:
             # The same product in another order; a table's gradient is a scatter, which a CPU is slow at.
             one_hot = ids[..., None] == torch.arange(self.mask.labels + 1, device=ids.device, dtype=ids.dtype)
@@ -91,6 +92,6 @@ class MaskStem(nn.Module):
             h = one_hot.flatten(-2).to(like.dtype) @ joint.to(like.dtype)
         else:
             h = self.table(ids.long()).flatten(-2).to(like.dtype) @ weight.flatten(1).T.to(like.dtype)
-        h = (h + self.patch.bias.to(h.dtype)).movedim(-1, 1)
+        h = h.movedim(-1, 1) + self.bias.to(h.dtype)[:, None, None, None]
         h = h + self.conv1(F.silu(h))
         return h + self.conv2(F.silu(h))

@@ -108,7 +108,8 @@ class AutoencoderTask:
 
     def _reconstruction(self, decoded: Decoded, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The losses of the image, weighted and summed, and each by name; 0 for a codec of label maps alone."""
-        w, parts = self.weights, {}
+        w = self.weights
+        parts: dict[str, torch.Tensor] = {}
         if not self.codec.image_channels:
             return image.new_zeros(()), parts
         if w.l1 > 0:
