@@ -11,7 +11,7 @@ from medgen.cohort.schema import volume_column
 from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
 from medgen.prepare.options import PrepareOptions
-from medgen.prepare.run import prepare_cohort
+from medgen.prepare.run import Progress, prepare_cohort
 from medgen.segment.task import Pair
 from medgen.store.prepared import Prepared
 
@@ -24,6 +24,7 @@ def prepared_alike(
     *,
     format: str | None = None,
     workers: int = 1,
+    on_progress: Progress | None = None,
 ) -> Prepared:
     """Prepare a dataset as a cohort was prepared.
 
@@ -34,35 +35,42 @@ def prepared_alike(
         options: of the cohort's preparation; grid and channels are the cohort's whatever they say.
         format: of the dataset, recognised where None.
         workers: processes.
+        on_progress: called with (done, total, what).
 
     Raises:
         InputError: the dataset cannot be read, or lacks a channel of the cohort.
     """
     made = read_cohort(dataset, format=format)
     same_grid = replace(
-        options or PrepareOptions(),
+        options or PrepareOptions(stride=store.stride),
         shape=store.shape,
         spacing_mm=store.spacing_mm,
         channels=_in_order(made.channels, store.channels),
     )
-    return prepare_cohort(made, out, same_grid, workers=workers)
+    return prepare_cohort(made, out, same_grid, workers=workers, on_progress=on_progress)
 
 
 def pairs_alike(store: Prepared, samples: Prepared) -> list[Pair]:
-    """Images in [-1, 1] and labels of prepared samples, with the label ids of a cohort.
+    """Images in [-1, 1] and labels of prepared samples in the order of their ids, with the label ids of a cohort.
 
     Formats renumber labels, and samples may lack one, so that ids go by name.
 
     Raises:
-        InputError: the samples have a label that the cohort does not have, or none at all.
+        InputError: the samples have a label that the cohort does not have, or none at all, or other channels.
     """
+    if len(samples.channels) != len(store.channels):
+        raise InputError(
+            f"{samples.folder} has the channels {', '.join(samples.channels)}, the cohort {', '.join(store.channels)}"
+        )
     ids = {volume_column(name): i for i, name in enumerate(store.label_names)}
     unknown = [name for name in samples.label_names[1:] if volume_column(name) not in ids]
     if unknown:
         known = ", ".join(store.label_names[1:])
         raise InputError(f"{samples.folder} has a label '{unknown[0]}', the cohort has {known}; give its own samples")
-    to_id = np.array([0, *(ids[volume_column(name)] for name in samples.label_names[1:])])
-    labelled = [i for i, case in enumerate(samples.cases) if case.has_label]
+    smallest = np.uint8 if len(store.label_values) <= 256 else np.uint16
+    to_id = np.array([0, *(ids[volume_column(name)] for name in samples.label_names[1:])], dtype=smallest)
+    order = sorted(range(len(samples.cases)), key=lambda i: samples.cases[i].case_id)
+    labelled = [i for i in order if samples.cases[i].has_label]
     if not labelled:
         raise InputError(f"{samples.folder} has no labels; give samples of a model that makes them")
     return [(samples.image(i), to_id[np.asarray(samples.label(i))]) for i in labelled]

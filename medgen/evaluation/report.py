@@ -1,22 +1,20 @@
 """The report of a run: what the codec keeps, whether samples obey, whether they are diverse."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medgen.cohort.schema import Value
+from medgen.evaluation.alike import prepared_alike
 from medgen.evaluation.codec_quality import rounded
 from medgen.evaluation.fidelity_page import fidelity_lines
 from medgen.files import write_json, write_text
-from medgen.formats.detect import read_cohort
 from medgen.measure.agreement import agreement
 from medgen.measure.image import mean_pairwise_ssim
 from medgen.prepare.options import PrepareOptions
-from medgen.prepare.run import Progress, prepare_cohort
 from medgen.store.prepared import Prepared
 
 _MAX_CASES = 32
@@ -59,7 +57,7 @@ def write_report(
     Returns:
         The report; ``failures`` lists the bounds that were missed.
     """
-    samples = prepare_samples(synthetic, folder / "prepared", store, options, format=format, workers=workers)
+    samples = prepared_alike(store, synthetic, folder / "prepared", options, format=format, workers=workers)
     report: dict[str, Any] = {
         "codec": dict(codec),
         "samples": {"count": len(samples.cases), "volumes": _volumes([c.covariates for c in samples.cases])},
@@ -73,44 +71,6 @@ def write_report(
     write_json(folder / "report.json", report)
     write_text(folder / "report.md", as_markdown(report))
     return report
-
-
-def prepare_samples(
-    synthetic: Path,
-    out: Path,
-    store: Prepared,
-    options: PrepareOptions,
-    *,
-    format: str | None = None,
-    workers: int = 1,
-    on_progress: Progress | None = None,
-) -> Prepared:
-    """Prepare a synthetic dataset as the cohort was, on the cohort's grid and with its channels.
-
-    Args:
-        synthetic: the dataset.
-        out: folder of the prepared samples.
-        store: the prepared cohort.
-        options: of the cohort's preparation.
-        format: of the dataset, recognised where None.
-        workers: processes.
-        on_progress: called with (done, total, what).
-    """
-    made = read_cohort(synthetic, format=format)
-    same_grid = replace(
-        options, shape=store.shape, spacing_mm=store.spacing_mm, channels=_in_order(made.channels, store.channels)
-    )
-    return prepare_cohort(made, out, same_grid, workers=workers, on_progress=on_progress)
-
-
-def _in_order(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The channels of a dataset in the cohort's order: a format may have had to shorten ``T1 post`` to ``T1post``."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^0-9a-z]", "", name.lower())
-
-    by_name = {plain(name): name for name in found}
-    return tuple(by_name.get(plain(name), name) for name in wanted)
 
 
 def _volumes(rows: Sequence[Mapping[str, Value]]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medgen.evaluation.report import prepare_samples
+from medgen.evaluation.alike import pairs_alike, prepared_alike
 from medgen.evaluation.utility.arms import Material
 from medgen.evaluation.utility.run import Bench, run_trial, teacher_of
-from medgen.evaluation.utility.samples import copy_rates, pairs_of_samples
+from medgen.evaluation.utility.samples import copy_rates
 from medgen.evaluation.utility.trial import Size, Trial
 from medgen.files import digest, read_json, write_json
 from medgen.generation.model import read_spec
@@ -66,16 +66,16 @@ class SizeRun:
         """Train the generator, draw and prepare its pairs; what is known of them."""
         self.stages(self.run, "synthetic")
         self.made = str(read_json(self.run.folder / "stages.json")["synthetic"]["result"])
-        prepared = prepare_samples(
+        prepared = prepared_alike(
+            self.store,
             self.run.folder / "synthetic",
             self.run.folder / "samples",
-            self.store,
             self.run.prepare_options(),
             format=self.run.config.generate.format,
             workers=self.run.config.workers or 1,
             on_progress=self.run.stage_progress("samples"),
         )
-        self.samples = pairs_of_samples(prepared, self.store)
+        self.samples = pairs_alike(self.store, prepared)
         train, chosen = self.run.train_cases(), self.samples[:n]
         trained = read_spec(self.run.folder / "model")[0].trained_on
         return {

@@ -53,7 +53,8 @@ def test_a_sound_cohort_may_start(folder: Path) -> None:
     path = table(folder, ["image,label,age,sex", *rows])
     found = diagnose(path, measure=False, on_progress=lambda *a: told.append(a))
     assert found.exit_code == 0 and found.kind == "cohort" and not found.of("wrong")
-    assert said(found, "odd").splitlines() == [
+    # What is odd about the machine depends on the machine.
+    assert [line for line in said(found, "odd").splitlines() if not line.startswith("machine: ")] == [
         "cases: 5 subjects train: a model of so few can repeat them",
         "cases: 5 training cases for 3 conditions (age, sex, core_ml)",
     ]

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from medgen.errors import InputError
+from medgen.evaluation.alike import pairs_alike
 from medgen.evaluation.utility import table
 from medgen.evaluation.utility.compare import METRICS, difference, scores, two_way_bootstrap
 from medgen.evaluation.utility.measure import hd95_mm
 from medgen.evaluation.utility.plot import write_plot
-from medgen.evaluation.utility.samples import copy_rates, pairs_of_samples
+from medgen.evaluation.utility.samples import copy_rates
 from medgen.evaluation.utility.strata import strata_of
 from medgen.evaluation.utility.summary import About, per_case, summarise
 from medgen.evaluation.utility.trial import Trial, trials
@@ -184,11 +185,11 @@ def test_samples_take_the_cohorts_ids_and_copies_are_found(tiny_run):
     store = Prepared.open(tiny_run / "prepared")
     cases = list(range(len(store.cases)))
     renumbered = replace(store, label_values=(0, *range(11, 10 + len(store.label_values))))
-    pairs = pairs_of_samples(renumbered, store)
+    pairs = pairs_alike(store, renumbered)
     assert len(pairs) == len(cases) and all(np.array_equal(label, store.label(i)) for i, (_, label) in enumerate(pairs))
     strange = replace(renumbered, label_names=(*store.label_names[:-1], "other"))
-    with pytest.raises(InputError, match="'other' that the cohort has not"):
-        pairs_of_samples(strange, store)
+    with pytest.raises(InputError, match="has a label 'other', the cohort has"):
+        pairs_alike(store, strange)
     own = copy_rates(store, cases[:6], cases[6:], [np.asarray(store.image(i)) for i in cases[:3]])
     assert own["copies"] == 1.0 and own["counts"] is False
     new = copy_rates(store, cases[:6], cases[6:], [np.full(store.image(0).shape, 0.9)])

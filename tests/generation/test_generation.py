@@ -113,8 +113,8 @@ def test_other_batch_sizes_agree_within_1e_minus_5(generator):
     from medgen.sampling.noise import Key
 
     keys = [Key(5, i) for i in range(3)]
-    one = generator._decode(generator._latents(rows[:1], keys[:1]))
-    three = generator._decode(generator._latents(rows, keys))
+    one = generator._decode(generator._latents(generator.condition(rows[:1], keys[:1]), keys[:1]))
+    three = generator._decode(generator._latents(generator.condition(rows, keys), keys))
     assert np.abs(one[0][0] - three[0][0]).max() <= 1e-5 * 2
     assert np.abs(one[1][0] - three[1][0]).max() <= 1e-5
     batched = Generator(generator.model, replace(generator.drawing, batch=3))
