@@ -121,11 +121,12 @@ def test_samples_come_to_the_cohorts_grid_with_its_label_ids(tiny_run, tmp_path)
 
 
 def test_ids_go_by_name():
-    store = SimpleNamespace(label_names=("background", "CSF", "GM", "WM"))
+    store = SimpleNamespace(label_names=("background", "CSF", "GM", "WM"), label_values=(0, 1, 2, 3), channels=("T1w",))
     samples = SimpleNamespace(
         folder="made",
+        channels=("T1w",),
         label_names=("background", "GM"),
-        cases=[SimpleNamespace(has_label=True)],
+        cases=[SimpleNamespace(case_id="a", has_label=True)],
         image=lambda i: np.zeros((1, 2, 1, 1), np.float32),
         label=lambda i: np.array([[[0]], [[1]]], np.uint8),
     )
@@ -133,7 +134,7 @@ def test_ids_go_by_name():
     samples.label_names = ("background", "tumour")
     with pytest.raises(InputError, match="'tumour'"):
         pairs_alike(store, samples)
-    samples.cases = [SimpleNamespace(has_label=False)]
+    samples.cases = [SimpleNamespace(case_id="a", has_label=False)]
     samples.label_names = ("background",)
     with pytest.raises(InputError, match="no labels"):
         pairs_alike(store, samples)
