@@ -100,6 +100,8 @@ def distil(
     """
     check(how)
     generator_ = Generator.load(model, device=device)
+    if generator_.model.labels is not None:
+        raise InputError(f"{model} follows masks, and a student learns from covariates alone; distil a joint model")
     source = generator_.model
     if texts := [c.name for c in source.schema.covariates if c.is_text]:
         raise InputError(f"{model} is asked by a text ('{texts[0]}'), and a model folder has no texts to distil with")

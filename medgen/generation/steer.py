@@ -19,7 +19,8 @@ def context_of(model: LoadedModel) -> Context:
     """The model as steering sees it."""
     spec = model.spec
     return Context(
-        known=Known(model.joint, spec.label_names),
+        # Where images follow masks, no label is decoded that steering could measure.
+        known=Known(model.joint, () if spec.mask else spec.label_names),
         encoder=model.encoder,
         decode=lambda latents: model.codec.decode(model.statistics.restore(latents)),
         voxel_ml=_voxel_ml(model),
@@ -62,6 +63,8 @@ def _same_latents(model: LoadedModel, other: LoadedModel, folder: Path) -> None:
     same_codec = model.spec.codec.kind == other.spec.codec.kind and mine.keys() == its.keys()
     if not same_codec or not all(t.shape == its[n].shape and torch.equal(t, its[n]) for n, t in mine.items()):
         raise InputError(f"{folder} has another codec than the model; give a model trained on the same codec")
+    if bool(model.spec.mask) != bool(other.spec.mask):
+        raise InputError(f"{folder} and the model do not both follow masks; give a model of the same route to pairs")
     if model.spec.latent_shape != other.spec.latent_shape:
         shapes = [" x ".join(map(str, m.spec.latent_shape)) for m in (other, model)]
         raise InputError(f"{folder} draws latents of {shapes[0]}, the model of {shapes[1]}; give one of the same shape")

@@ -115,7 +115,8 @@ def check_requests(run: Run) -> None:
     texts = [c.name for c in conditions(run)[0].covariates if c.is_text]
     if run.config.distil is not None and texts:
         raise InputError(f"distil: the condition '{texts[0]}' is a text, and texts cannot be distilled; remove distil")
-    chain.check(run.config.generate.steering, run.config.generate.guidance, Known(joint, tuple(run.store.label_names)))
+    labels = () if follows_masks(run) else tuple(run.store.label_names)
+    chain.check(run.config.generate.steering, run.config.generate.guidance, Known(joint, labels))
     volume, known = run.config.report.volume, joint.schema.names
     if volume is not None and volume not in known:
         raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(known)})")

@@ -187,6 +187,19 @@ def test_a_joint_model_follows_no_mask(tiny_run, finished):
         config.build(raw, "test")
 
 
+def test_what_needs_a_decoded_label_is_refused(finished, tmp_path):
+    from medgen.generation.distil import Distillation, distil
+    from medgen.training.loop import Schedule
+
+    with pytest.raises(InputError, match="follows masks, and a student learns from covariates alone"):
+        distil(finished / "model", tmp_path / "student", Distillation(), Schedule(steps=1), device="cpu")
+    steered = {"steering": [{"kind": "volume_gradient"}]}
+    with pytest.raises(InputError, match="volume_gradient"):
+        run(shutil.copytree(finished, tmp_path / "tiny"), masked(generate=steered))
+    with pytest.raises(InputError, match="belongs to the route|distil learns from covariates"):
+        masked(distil={"training": {"steps": 1}})
+
+
 def test_only_what_changed_is_trained_again(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "tiny")
     _, did = run(folder, masked())
