@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -163,3 +163,12 @@ def _machine() -> int:
     with suppress(OSError):  # systems without /proc
         said += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
     return int(hashlib.sha256(" ".join(said).encode()).hexdigest(), 16) % 10**6
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON keeps it: mappings as dicts with text for keys, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value

@@ -16,18 +16,18 @@ from medgen.errors import InputError
 from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
 from medgen.generation.masks import given_identity
+from medgen.generation.model import LABELS
 from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality, segmented, utility, views
 from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
 from medgen.stages.check import check
-from medgen.stages.masks import FOLDER as LABELS
 from medgen.stages.masks import follows_masks, label_run
 from medgen.stages.run import SEGMENTED, Run, StageProgress
 from medgen.steering import chain
 from medgen.training.distributed import world
 
 _STATE = "stages.json"
-# They change no weight of a training that reaches its end.
 _SAMPLING = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
+# They change no weight of a training that reaches its end.
 _UNHASHED = {"log_every", "validate_every", "checkpoint_seconds", "rollbacks"}
 
 

@@ -50,6 +50,16 @@ def resolve(room: str, kind: str, function: str) -> Callable[..., Any]:
     raise InputError(f"unknown {room} kind '{kind}' (known: {', '.join(known)}){hint}")
 
 
+def beside(room: str, kind: str, function: str, name: str) -> Any:
+    """Something optional of a kind's module, beside the ``function`` that the room's seam names; None without it.
+
+    Raises:
+        InputError: see :func:`resolve`.
+    """
+    resolve(room, kind, function)
+    return getattr(importlib.import_module(f"medgen.{room}.{kind}"), name, None)
+
+
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The options of a plug-in: its keyword-only parameters that carry a default."""
     parameters = inspect.signature(function).parameters

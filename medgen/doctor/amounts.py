@@ -11,6 +11,7 @@ from medgen.doctor import parts
 from medgen.doctor.evaluations import Evaluations, Sampling
 from medgen.models.condition import ConditionEncoder
 from medgen.registry import resolve
+from medgen.stages.run import with_known
 from medgen.store.feed import SHARE
 from medgen.store.prepared import Prepared
 from medgen.training.autoencoder import VALIDATED
@@ -105,11 +106,7 @@ def amounts(
         found["distilled"] = _distilled(c, sampling)
         drawn = sampling.plain("euler", c.distil.steps)
     found["synthetic"] = Amount(g.n, "sample", _of(drawn, decodes=1))
-    return {name: _folded(a, folds) for name, a in found.items()}, asked
-
-
-def _folded(amount: Amount, folds: int) -> Amount:
-    return replace(amount, times=folds)
+    return {name: replace(a, times=folds) for name, a in found.items()}, asked
 
 
 def _steps(t: TrainingConfig) -> int:
@@ -144,9 +141,8 @@ def _diffusion(c: Config, store: Prepared, sampling: Sampling, rows: int, held_o
     beside = {parts.FORWARD: float(times * (bands + curve + panel)), parts.DECODE: float(times * _PANEL_ROWS)}
     # Mean, log-variance, standardised mean for the memorisation curve, and a weight a latent; in float32.
     channels = int(c.autoencoder.options.get("latent_channels", 4))
-    stride = resolve("models", c.autoencoder.kind, "stride")
-    known = {k: v for k, v in c.autoencoder.options.items() if k in (stride.__kwdefaults__ or {})}
-    latents = prod(store.shape) // stride(**known) ** 3
+    stride = with_known(resolve("models", c.autoencoder.kind, "stride"), c.autoencoder.options)
+    latents = prod(store.shape) // stride**3
     resident = 4 * latents * (3 * channels + 1) * (rows + held_out)
     return Amount(_steps(d.training), "step", each, beside, d.training.minutes, resident)
 

@@ -1,6 +1,5 @@
 """Edits as users write them: a list of ``{kind: ..., <options>}``, applied in order to a label map."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 
 from medgen.edit.scene import Scene, has, said_by
 from medgen.errors import InputError
-from medgen.files import sha256_file
-from medgen.registry import check_options, options_of, resolve
+from medgen.files import plain, sha256_file
+from medgen.registry import beside, check_options, options_of, resolve
 
 Step = Mapping[str, Any]
 Steps = Sequence[Step]
@@ -69,7 +68,7 @@ def recorded(steps: Steps) -> list[dict[str, Any]]:
         kind, options = _parts(step)
         allowed = options_of(resolve("edit", kind, "edit"))
         paths = {n for n in options if n in allowed and isinstance(allowed[n].default, Path)}
-        rows.append({"kind": kind, **{n: _hash(Path(v)) if n in paths else _plain(v) for n, v in options.items()}})
+        rows.append({"kind": kind, **{n: _hash(Path(v)) if n in paths else plain(v) for n, v in options.items()}})
     return rows
 
 
@@ -81,18 +80,9 @@ def _parts(step: Step) -> tuple[str, dict[str, Any]]:
 
 
 def _hook(kind: str, name: str) -> Callable[..., Any] | None:
-    """An optional function of the kind's module, beside its ``edit``."""
-    found: Callable[..., Any] | None = getattr(importlib.import_module(f"medgen.edit.{kind}"), name, None)
+    found: Callable[..., Any] | None = beside("edit", kind, "edit", name)
     return found
 
 
 def _hash(path: Path) -> str | list[str]:
     return sorted(sha256_file(p) for p in path.rglob("*") if p.is_file()) if path.is_dir() else sha256_file(path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value

@@ -7,7 +7,7 @@ from typing import Any
 from medgen.cohort.case import Cohort
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column, with_ranges
 from medgen.errors import InputError
-from medgen.files import digest
+from medgen.files import digest, plain
 from medgen.prepare.intensity import IntensityRecord
 from medgen.prepare.options import PrepareOptions
 from medgen.prepare.plan import Plan
@@ -73,7 +73,7 @@ def build_index(
         "spacing_mm": list(plan.spacing_mm),
         "shape": list(plan.shape),
         "stride": options.stride,
-        "options": _plain(options.to_json()),
+        "options": plain(options.to_json()),
         # What later stages depend on beside these figures: the bytes of every input.
         "content": digest([row["hash"] for row in rows]),
         "cases": cases,
@@ -181,10 +181,3 @@ def _typical(records: Sequence[Mapping[str, Any] | None], channel: str) -> dict[
         n4=known[0].n4,
         borrowed=True,
     ).to_json()
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that the index compares equal to itself read back."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -15,7 +15,7 @@ from medgen.generation.model import read_spec
 from medgen.prepare.index import fold_index
 from medgen.progress import Rate
 from medgen.stages import data
-from medgen.stages.run import Fold, Run, StageProgress
+from medgen.stages.run import Fold, Run, StageProgress, named
 from medgen.store.prepared import INDEX, Prepared
 
 COMBINED = "combined"
@@ -122,8 +122,3 @@ def _combine(run: Run, out: Path, format: str) -> Combined:
         writers=run.config.generate.writers,
         on_progress=lambda done, total: run.progress(COMBINED, done, total, rate(done, total)),
     )
-
-
-def named(progress: StageProgress, name: str) -> StageProgress:
-    """Progress of a run within a run."""
-    return lambda stage, done, total, remark: progress(f"{name} {stage}", done, total, remark)

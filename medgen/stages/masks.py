@@ -12,11 +12,10 @@ import numpy as np
 
 from medgen.errors import InputError
 from medgen.files import atomic
+from medgen.generation.model import LABELS
 from medgen.models.mask import MaskInput
-from medgen.stages.run import Run
+from medgen.stages.run import Run, named
 from medgen.store.prepared import Prepared
-
-FOLDER = "labels"
 
 
 def follows_masks(run: Run) -> bool:
@@ -55,8 +54,8 @@ def label_run(run: Run) -> Run:
         raise InputError("pairs: mask needs labelled training cases, and none has a label; set pairs: joint")
     return Run(
         run.config.of_labels(),
-        run.folder / FOLDER,
-        lambda stage, done, total, remark: run.progress(f"{FOLDER} {stage}", done, total, remark),
+        run.folder / LABELS,
+        named(run.progress, LABELS),
         known_store=store,
         force=run.force,
     )
@@ -76,7 +75,7 @@ def mean_centre(store: Prepared) -> list[float]:
 
 def copy_label_model(run: Run, folder: Path) -> None:
     """Put the label model's folder into the model's."""
-    source, target = run.folder / FOLDER / "model", folder / FOLDER
+    source, target = run.folder / LABELS / "model", folder / LABELS
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_file():

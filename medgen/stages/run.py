@@ -178,6 +178,11 @@ class Run:
         return list(self.store.indices("val"))
 
 
+def named(progress: StageProgress, name: str) -> StageProgress:
+    """Progress of a run within a run."""
+    return lambda stage, done, total, remark: progress(f"{name} {stage}", done, total, remark)
+
+
 def with_known(function: Callable[..., int], options: Mapping[str, Any]) -> int:
     """A figure of a kind from those of its options that decide it."""
     known = function.__kwdefaults__ or {}

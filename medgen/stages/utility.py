@@ -146,7 +146,7 @@ def _notes(run: Run) -> list[str]:
         found.append("generators start from another model (init); it must not have been trained on held-out cases")
     if run.config.generate.requests is not None:
         found.append("samples are asked for by a table (generate.requests); it must not tell of held-out cases")
-    if getattr(run.config.generate, "masks", None) is not None:
+    if run.config.generate.masks is not None:
         found.append("masks are given (generate.masks); they must not be those of held-out cases")
     return found
 

@@ -14,9 +14,8 @@ from medgen.files import digest, read_json, write_json
 from medgen.generation.model import read_spec
 from medgen.segment.task import Pair
 from medgen.segment.train import pairs_of
-from medgen.stages.folds import named
 from medgen.stages.quality import shortfall
-from medgen.stages.run import Run
+from medgen.stages.run import Run, named
 from medgen.stages.views import View, primary_size
 from medgen.store.prepared import INDEX, Prepared
 

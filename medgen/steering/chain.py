@@ -3,7 +3,6 @@
 The last entry sees what all before it made of the model. From Python an entry may also be a function Model -> Model.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 from medgen.cohort.schema import Schema
 from medgen.errors import InputError
-from medgen.files import sha256_file
+from medgen.files import plain, sha256_file
 from medgen.models.seam import Model
-from medgen.registry import check_options, options_of, resolve
+from medgen.registry import beside, check_options, options_of, resolve
 from medgen.steering.context import Context, Known
 
 Step = Mapping[str, Any] | Callable[[Model], Model]
@@ -82,7 +81,7 @@ def recorded(steps: Steps) -> list[dict[str, Any]]:
     rows = []
     for step in steps:
         if isinstance(step, Mapping):
-            rows.append(_plain(moved([step], lambda folder: sha256_file(folder / "model.json"))[0]))
+            rows.append(plain(moved([step], lambda folder: sha256_file(folder / "model.json"))[0]))
         else:
             function = getattr(step, "func", step)
             module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
@@ -115,15 +114,5 @@ def _filled(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hook(kind: str, name: str) -> Callable[..., Any] | None:
-    """An optional function of the kind's module, beside its ``wrap``."""
-    resolve("steering", kind, "wrap")
-    found: Callable[..., Any] | None = getattr(importlib.import_module(f"medgen.steering.{kind}"), name, None)
+    found: Callable[..., Any] | None = beside("steering", kind, "wrap", name)
     return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value

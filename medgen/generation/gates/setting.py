@@ -1,13 +1,12 @@
 """Which gates judge, and how often a rejected draw is drawn again: as a config or the command line says it."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medgen.errors import InputError
-from medgen.registry import check_options, kinds, options_of, resolve
+from medgen.registry import beside, check_options, kinds, options_of, resolve
 
 ROOM = "generation.gates"
 
@@ -112,5 +111,4 @@ def _filled(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def hook(kind: str, name: str) -> Any:
     """Something of a gate's module beside its ``build``; None where it has none."""
-    resolve(ROOM, kind, "build")
-    return getattr(importlib.import_module(f"medgen.{ROOM}.{kind}"), name, None)
+    return beside(ROOM, kind, "build", name)
