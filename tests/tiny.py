@@ -1,5 +1,7 @@
 """A whole experiment small enough for a test: eight phantoms of 8 mm, a few steps of training."""
 
+from medgen import pipeline
+
 TINY = {
     "name": "tiny",
     "threads": 1,
@@ -18,3 +20,10 @@ TINY = {
     },
     "generate": {"n": 3, "sampler": "euler", "steps": 3, "guidance": 1.5, "gates": "none"},
 }
+
+
+def run(folder, cfg, **options):
+    """The report of a run, and its stages that were not skipped."""
+    said = []
+    report = pipeline.run_experiment(cfg, folder=folder, on_progress=lambda *a: said.append(a), **options)
+    return report, {stage for stage, _, _, remark in said if remark != "unchanged"}

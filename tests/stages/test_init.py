@@ -12,7 +12,7 @@ from medgen.errors import InputError
 from medgen.generation.model import load_model, read_spec
 from medgen.stages import ancestor
 from medgen.stages.run import Run
-from tests.tiny import TINY
+from tests.tiny import TINY, run
 
 CPU = torch.device("cpu")
 
@@ -25,12 +25,6 @@ def starting(model, **sections):
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
     return config.build(raw, "test")
-
-
-def run(folder, cfg, **options):
-    said = []
-    report = pipeline.run_experiment(cfg, folder=folder, on_progress=lambda *a: said.append(a), **options)
-    return report, {stage for stage, _, _, remark in said if remark != "unchanged"}
 
 
 @pytest.fixture

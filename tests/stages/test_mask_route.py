@@ -19,7 +19,7 @@ from medgen.sampling.noise import Key
 from medgen.stages.run import Fold, Run
 from medgen.store.prepared import Prepared
 from medgen.volume import Volume, write_volume
-from tests.tiny import TINY
+from tests.tiny import TINY, run
 
 
 def masked(**sections):
@@ -28,12 +28,6 @@ def masked(**sections):
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
     return config.build(raw, "test")
-
-
-def run(folder, cfg, **options):
-    said = []
-    report = pipeline.run_experiment(cfg, folder=folder, on_progress=lambda *a: said.append(a), **options)
-    return report, {stage for stage, _, _, remark in said if remark != "unchanged"}
 
 
 @pytest.fixture(scope="module")
