@@ -20,6 +20,7 @@ from medgen import config as experiments
 from medgen import pipeline
 from medgen.cohort.schema import volume_column
 from medgen.config import Config
+from medgen.config.codec import LatentsConfig
 from medgen.evaluation.reference import Measured, Reference, measure_reference
 from medgen.files import atomic, digest, sha256_file
 from medgen.generation.generator import Drawing, Generator
@@ -148,8 +149,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
         }
     )
     codec = shapes(build_codec(run.codec_kind(), len(store.channels), label_count(store)))
-    said = [config.autoencoder.model_dump(mode="json"), config.latents.model_dump(mode="json"), config.seed, codec]
-    key = digest(said)[:8]
+    key = digest([config.autoencoder.model_dump(mode="json"), config.seed, codec])[:8]
     train, held_out = (len(store.indices(side)) for side in ("train", "val"))
     print(f"{train} training and {held_out} held-out cases of {store.shape} voxels at {store.spacing_mm} mm")
     print(f"conditions: {', '.join(columns)}")
@@ -172,13 +172,29 @@ def _columns(store: Prepared) -> list[str]:
 
 
 def shared_codec(bench: Bench) -> Codec:
-    """The codec of all arms, trained, and the latents it makes of every case."""
+    """The codec of all arms, trained, and the latents it makes of every case as it is."""
     run = bench.run(bench.folder)
     _STAGES["autoencoder"](run)  # goes on from its checkpoint, and does nothing where that is finished
-    for stage, left in (("quality", "autoencoder/quality.json"), ("latents", "latents/index.json")):
-        if not (bench.folder / left).exists():
-            _STAGES[stage](run)
+    if not (bench.folder / "autoencoder" / "quality.json").exists():
+        _STAGES["quality"](run)
+    encoded(bench, LatentsConfig())
     return trained_codec(run)
+
+
+def encoded(bench: Bench, config: LatentsConfig) -> Path:
+    """The latents of the shared codec, once for each way of encoding: ours may have augmented copies, the peer none."""
+    key = digest(config.model_dump(mode="json"))[:8]
+    folder = bench.folder / f"encoded-{key}"
+    if not (folder / "latents" / "index.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _link(folder / "autoencoder", Path("..") / "autoencoder")
+        _STAGES["latents"](bench.run(folder, bench.config.model_copy(update={"latents": config})))
+    return folder / "latents"
+
+
+def _link(place: Path, target: Path) -> None:
+    if not place.exists():
+        place.symlink_to(target, target_is_directory=True)
 
 
 def yardstick(bench: Bench) -> Reference:
@@ -254,16 +270,15 @@ def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, sto
     raw = bench.config.model_dump(mode="json") | {"diffusion": section}
     config = Config.model_validate(raw)
     rows = [dict(case.covariates) for case in store.cases] if store else None
-    said = [config.diffusion.model_dump(mode="json"), bench.columns, rows]
+    said = [*(getattr(config, key).model_dump(mode="json") for key in ("latents", "diffusion")), bench.columns, rows]
     run = bench.run(bench.folder, config, store)
     codec = build_codec(run.codec_kind(), len(bench.store.channels), label_count(bench.store))
     network = build_network(run.network_kind(), codec.latent_channels, fit_encoder(run)[0].schema)
     said.append(shapes(network))
     folder = bench.folder / "arms" / f"{name}-{digest(said)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    for shared in ("autoencoder", "latents"):
-        if not (folder / shared).exists():
-            (folder / shared).symlink_to(Path("../..") / shared, target_is_directory=True)
+    _link(folder / "autoencoder", Path("../../autoencoder"))
+    _link(folder / "latents", Path("../..") / encoded(bench, config.latents).relative_to(bench.folder))
     if not (folder / "model" / "model.json").exists():
         run = replace(run, folder=folder, progress=telling(folder.name))
         _STAGES["diffusion"](run)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusion_bench import Bench, telling
+from diffusion_bench import Bench, encoded, telling
 from diffusion_draw import SEED, Drawn, kept
 from monai.data import DataLoader, Dataset
 from monai.inferers import LatentDiffusionInferer
@@ -27,6 +27,7 @@ from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from monai.networks.schedulers.scheduler import Scheduler
 from monai.utils import first, set_determinism
 
+from medgen.config.codec import LatentsConfig
 from medgen.files import digest
 from medgen.models.codec import Codec
 from medgen.sampling.noise import Key, streams
@@ -196,7 +197,7 @@ def contexts(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
 
 def tutorial(bench: Bench) -> tuple[TutorialDiffusion, Path]:
     """The tutorial's model, trained for the minutes of an arm on the shared latents, and its folder."""
-    stored, minutes = Latents(bench.folder / "latents"), bench.options.minutes
+    stored, minutes = Latents(encoded(bench, LatentsConfig())), bench.options.minutes
     rows = stored.rows(bench.store.indices("train"))
     mean, logvar = (torch.from_numpy(np.array(a[rows])) for a in (stored.mean, stored.logvar))
     covariates = [bench.store.cases[stored.cases[r]].covariates for r in rows]

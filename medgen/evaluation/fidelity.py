@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from medgen.cohort.schema import volume_column
 from medgen.errors import InputError
@@ -23,7 +24,7 @@ from medgen.measure.mmd import median_bandwidth, mmd2, polynomial, rbf
 from medgen.measure.msssim import pairwise_ms_ssim
 from medgen.measure.neighbours import nearness
 from medgen.measure.prdc import prdc
-from medgen.measure.sharpness import laplacian_variance, radial_spectrum
+from medgen.measure.sharpness import content, laplacian_variance, radial_spectrum
 
 _MAX_SHARPNESS = 64
 
@@ -219,7 +220,7 @@ def _sharpness(reference: Reference, images: Sequence[np.ndarray], codec: Sequen
         "reconstructions": list(codec),
     }
     sets = {name: some[:_MAX_SHARPNESS] for name, some in sets.items() if len(some)}
-    laplacian = {name: float(np.mean([laplacian_variance(v, inside) for v in some])) for name, some in sets.items()}
+    laplacian = {name: float(np.mean([_laplacian(v, inside) for v in some])) for name, some in sets.items()}
     spectra = {name: np.mean([radial_spectrum(v[box]).power for v in some], axis=0) for name, some in sets.items()}
     figures: dict[str, Any] = {
         "laplacian_variance": {name: rounded(value) for name, value in laplacian.items()},
@@ -233,6 +234,12 @@ def _sharpness(reference: Reference, images: Sequence[np.ndarray], codec: Sequen
         # -1 is dark: what is above it is a bright frame.
         figures["frame_mean"] = {n: rounded(np.mean([v[:, frame].mean() for v in some])) for n, some in sets.items()}
     return figures
+
+
+def _laplacian(image: np.ndarray, inside: np.ndarray) -> float:
+    """Of what the image itself holds: crops differ in size, and where they end they are no sharper than elsewhere."""
+    own = inside & content(image)
+    return laplacian_variance(image, own) if ndimage.binary_erosion(own).any() else 0.0  # black holds nothing
 
 
 def _mean_or_none(dice: np.ndarray) -> float | None:

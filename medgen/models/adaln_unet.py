@@ -38,8 +38,9 @@ def _norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Te
 class ModulatedBlock(nn.Module):
     """Residual block of two convolutions; each norm has its scale and shift, the sum its gate, from the embedding."""
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.modulation = nn.Linear(embedding, 5 * channels)
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
@@ -49,7 +50,7 @@ class ModulatedBlock(nn.Module):
         """(B, C, X, Y, Z), (B, E) to (B, C, X, Y, Z)."""
         scale1, shift1, scale2, shift2, gate = self.modulation(embedding).to(x.dtype).chunk(5, dim=1)
         h = self.conv1(F.silu(_norm(x, scale1, shift1)))
-        h = self.conv2(F.silu(_norm(h, scale2, shift2)))
+        h = self.conv2(F.dropout(F.silu(_norm(h, scale2, shift2)), self.dropout, self.training))
         return x + gate[:, :, None, None, None] * h
 
 
@@ -90,9 +91,11 @@ def _no_modulation(layer: nn.Linear) -> None:
 class Level(nn.Module):
     """Blocks of one resolution, each followed by attention where there are heads."""
 
-    def __init__(self, channels: int, blocks: int, heads: int, token_width: int, embedding: int) -> None:
+    def __init__(
+        self, channels: int, blocks: int, heads: int, token_width: int, embedding: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ModulatedBlock(channels, embedding) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ModulatedBlock(channels, embedding, dropout) for _ in range(blocks))
         self.attention = nn.ModuleList(
             JointAttention(channels, heads, token_width, embedding) for _ in range(blocks if heads else 0)
         )
@@ -119,6 +122,7 @@ class AdaLNUNet(nn.Module):
         heads: int,
         token_width: int,
         embedding: int,
+        dropout: float = 0.0,
         mask: MaskInput | None = None,
     ) -> None:
         super().__init__()
@@ -128,10 +132,10 @@ class AdaLNUNet(nn.Module):
         self.mask = MaskStem(mask) if mask else None
         entering = latent_channels + _COORDINATES + (self.mask.width if self.mask else 0)
         self.enter = nn.Conv3d(entering, channels[0], 3, padding=1)
-        upper = [(width, blocks, 0, token_width, embedding) for width in channels[:-1]]
+        upper = [(width, blocks, 0, token_width, embedding, dropout) for width in channels[:-1]]
         self.down = nn.ModuleList(Level(*level) for level in upper)
         self.reduce = nn.ModuleList(Analysis(a, b) for a, b in pairwise(channels))
-        self.middle = Level(channels[-1], middle_blocks, heads, token_width, embedding)
+        self.middle = Level(channels[-1], middle_blocks, heads, token_width, embedding, dropout)
         self.enlarge = nn.ModuleList(Synthesis(b, a) for a, b in pairwise(channels))
         # Skips are added, not joined: the sum keeps the width, and with it the cost, of a level.
         self.up = nn.ModuleList(Level(*level) for level in upper)
@@ -186,6 +190,7 @@ def build(
     heads: int = 4,
     token_width: int = 64,
     embedding: int = 256,
+    dropout: float = 0.0,
     checkpointing: bool = False,
 ) -> AdaLNUNet:
     """Build the network.
@@ -200,6 +205,7 @@ def build(
         heads: attention heads of the last level, which divide its width; 0 for no attention.
         token_width: width of a covariate's token.
         embedding: width of the embedding of time and covariates.
+        dropout: share of a block's inner activations set to 0 in training, against memorising a small cohort.
         checkpointing: compute activations again in the backward pass: less memory, a third more time.
 
     Raises:
@@ -207,10 +213,12 @@ def build(
     """
     if not channels or min(*channels, blocks + 1, middle_blocks, token_width, embedding) < 1 or heads < 0:
         raise InputError("diffusion.network_options: widths and middle_blocks must be 1 or more, blocks and heads 0")
+    if not 0 <= dropout < 1:
+        raise InputError(f"diffusion.network_options: dropout {dropout} is not in [0, 1)")
     if heads and channels[-1] % heads:
         raise InputError(f"diffusion.network_options: {heads} heads do not divide the last width {channels[-1]}")
     network = AdaLNUNet(
-        latent_channels, schema, tuple(channels), blocks, middle_blocks, heads, token_width, embedding, mask
+        latent_channels, schema, tuple(channels), blocks, middle_blocks, heads, token_width, embedding, dropout, mask
     )
     if checkpointing:
         checkpoint_blocks(network, ModulatedBlock, JointAttention)

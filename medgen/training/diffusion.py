@@ -122,6 +122,8 @@ class DiffusionTask:
         batch = self._batch(step)
         mean, logvar, *weight = batch.arrays
         random = generator("train", *self.key[:1], step, *self.key[1:])
+        # Layers draw from torch's own stream (dropout does): a resumed training repeats that too.
+        torch.manual_seed(generator("layers", *self.key[:1], step, *self.key[1:]).initial_seed())
         draw, noise = torch.randn(2, *mean.shape, generator=random).to(self.device)
         x0 = self.statistics.standardise(mean + torch.exp(0.5 * logvar) * draw)
         cond = self._dropped(self.cond.rows(torch.from_numpy(batch.cases).to(self.device)), random)

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from medgen.measure.msssim import WEIGHTS, ms_ssim, pairwise_ms_ssim, scales
-from medgen.measure.sharpness import Spectrum, kept_frequency, laplacian_variance, radial_spectrum
+from medgen.measure.sharpness import Spectrum, content, kept_frequency, laplacian_variance, radial_spectrum
 
 RNG = np.random.default_rng(0)
 
@@ -80,6 +80,24 @@ def test_padding_does_not_count_as_sharpness():
     padded[:, 4:16, 4:16, 4:16] = 0.5
     inside = padded[0] > 0
     assert laplacian_variance(padded) > 0.1 and laplacian_variance(padded, inside) == 0
+
+
+def test_content_is_a_crop_without_its_border_whatever_is_dark_in_it():
+    image = np.full((2, 24, 24, 24), -1.0)
+    image[0, :, 5:20, 5:20] = 0.3  # reaches the grid's ends along the first axis
+    image[0, 10:14, 10:14, 10:14] = -1.0
+    image[1, 1, 1, 1] = 0.9  # a speck
+    expected = np.zeros((24, 24, 24), bool)
+    expected[:, 7:18, 7:18] = True
+    found = content(image)
+    assert not (found & ~expected).any() and found.sum() > 0.9 * expected.sum()  # its edges are rounded
+    assert found[0, 12, 12] and found[12, 12, 12] and not found[1, 1, 1]
+    assert not content(np.full((1, 16, 16, 16), -1.0)).any()
+    # The step at the end of a crop is left out, texture within it is not.
+    image[0, 10:14, 10:14, 10:14] = 0.3
+    assert laplacian_variance(image[:1], content(image[:1])) == pytest.approx(0, abs=1e-12)
+    image[0, :, 5:20, 5:20] += RNG.normal(0, 0.1, (24, 15, 15))
+    assert laplacian_variance(image[:1], content(image[:1])) == pytest.approx(42 * 0.01, rel=0.15)
 
 
 def test_white_noise_has_a_flat_spectrum_at_its_variance():

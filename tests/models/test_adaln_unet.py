@@ -89,3 +89,20 @@ def test_checkpointing_changes_no_gradient() -> None:
         found.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(plain, again)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    cond = ConditionEncoder.fit(SCHEMA, ROWS).encode(ROWS)
+    x, time = torch.randn(2, 2, 4, 4, 4), torch.tensor([0.2, 0.9])
+    plain, dropping = (_shaken_equally(_network(dropout=share)) for share in (0.0, 0.5))
+    torch.testing.assert_close(plain.eval()(x, time, cond), dropping.eval()(x, time, cond))
+    dropping.train()
+    first, second = dropping(x, time, cond), dropping(x, time, cond)
+    assert not torch.allclose(first, second)
+    with pytest.raises(InputError, match="dropout"):
+        _network(dropout=1.0)
+
+
+def _shaken_equally(network: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return _shaken(network)

@@ -62,6 +62,19 @@ def test_crops_are_told_where_they_lie_and_mixed_with_whole_latents():
     assert not torch.equal(other.network.seen[0][0], t.network.seen[17][0])
 
 
+def test_what_layers_draw_is_a_function_of_the_step_too():
+    class Dropping(Spy):
+        def forward(self, x, time, cond):
+            return torch.nn.functional.dropout(super().forward(x, time, cond), 0.5)
+
+    first, again = task(latents(5), network=Dropping()), task(latents(5), network=Dropping())
+    losses = [next(first.step(step, 0.0))[0] for step in range(4)]
+    torch.rand(7)  # whatever else was drawn in between
+    assert torch.equal(next(again.step(2, 0.0))[0], losses[2])
+    other = task(latents(5), network=Dropping(), rank=1)
+    assert next(other.step(2, 0.0))[0] != losses[2]
+
+
 def test_padding_does_not_reach_the_loss():
     weight = torch.ones(5, 1, *EXTENT)
     weight[:, :, 6:] = 0
