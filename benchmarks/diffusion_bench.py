@@ -28,8 +28,7 @@ from medgen.generation.model import build_codec, build_network
 from medgen.measure.features import Projection
 from medgen.models.codec import Codec
 from medgen.segment.segmenter import WEIGHTS, Segmenter
-from medgen.segment.train import CLASSICAL, pairs_of
-from medgen.segment.train import train as train_segmenter
+from medgen.segment.train import train_on
 from medgen.stages.check import check
 from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import fit_encoder
@@ -201,13 +200,11 @@ def yardstick(bench: Bench) -> Reference:
     """The independent segmenter, trained on the real training cases, and what it says of all real cases."""
     tell, began = telling("real"), time.monotonic()
     folder = bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}"
-    segmenter = train_segmenter(
-        pairs_of(bench.store, bench.store.indices("train")),
+    segmenter = train_on(
+        bench.store,
+        bench.store.indices("train"),
         folder,
-        labels=len(bench.store.label_values),
-        held_out=pairs_of(bench.store, bench.store.indices("val")),
         steps=bench.options.segmenter_steps,
-        augmentation=replace(CLASSICAL, spacing_mm=bench.store.spacing_mm),
         device=bench.options.device,
         on_progress=lambda done, total, remark: tell("segmenter", done, total, remark),
     )

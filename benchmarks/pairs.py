@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from medgen.evaluation.alike import pairs_alike, prepared_alike
 from medgen.evaluation.soundness import soundness
 from medgen.files import digest, read_json, write_json
 from medgen.segment.segmenter import Segmenter
-from medgen.segment.train import CLASSICAL, pairs_of
-from medgen.segment.train import train as train_segmenter
+from medgen.segment.train import pairs_of, train_on
 from medgen.store.prepared import INDEX, Prepared
 
 MEDGEN = Path(sys.executable).with_name("medgen")
@@ -69,12 +67,11 @@ def judge(options: argparse.Namespace, store: Prepared) -> Segmenter:
             last = time.monotonic()
             print(f"segmenter: {100 * done // max(total, 1)}% {remark}", flush=True)
 
-    return train_segmenter(
-        pairs_of(store, store.indices("train")),
+    return train_on(
+        store,
+        store.indices("train"),
         options.work / f"segmenter-{digest([str(store.folder.resolve()), options.segmenter_steps])[:8]}",
-        labels=len(store.label_values),
         steps=options.segmenter_steps,
-        augmentation=replace(CLASSICAL, spacing_mm=store.spacing_mm),
         device=options.device,
         on_progress=tell,
     )

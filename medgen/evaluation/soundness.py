@@ -20,7 +20,7 @@ import numpy as np
 
 from medgen.errors import InputError
 from medgen.evaluation.codec_quality import rounded
-from medgen.measure.bootstrap import percentile_interval
+from medgen.measure.bootstrap import nanmean, percentile_interval
 from medgen.measure.boundary import shell_contrast
 from medgen.measure.sides import mean_shape, sidedness
 from medgen.measure.topology import topology
@@ -196,7 +196,7 @@ def _agreement(
     )
     columns: Mapping[str, tuple[np.ndarray, np.ndarray]] = {
         **{name: (ours[:, i], theirs[:, i]) for i, name in enumerate(names[1:])},
-        "mean": (_row_means(ours), _row_means(theirs)),
+        "mean": (nanmean(ours), nanmean(theirs)),
     }
     found: dict[str, Any] = {
         name: {
@@ -208,12 +208,6 @@ def _agreement(
     }
     off = found["mean"]["difference"]["value"]
     return {**found, "met": off is not None and abs(off) <= DICE_WITHIN}
-
-
-def _row_means(scores: np.ndarray) -> np.ndarray:
-    known = np.isfinite(scores)
-    sums = np.where(known, scores, 0).sum(axis=1)
-    return np.where(known.any(axis=1), sums / np.maximum(known.sum(axis=1), 1), np.nan)
 
 
 def _mean(scores: np.ndarray) -> float | None:

@@ -217,11 +217,8 @@ class Generator:
             images, probabilities = self._decode(latents)
             for b, (row, key) in enumerate(zip(rows[part], keys[part], strict=True)):
                 own = None if probabilities is None else probabilities[b]
-                latent = latents[b].float().cpu()
-                if masks:
-                    yield Draft(latent, images[b], masks[b].probabilities, row, key, masks[b].origin)
-                else:
-                    yield Draft(latent, images[b], own, row, key)
+                label, origin = (masks[b].probabilities, masks[b].origin) if masks else (own, None)
+                yield Draft(latents[b].float().cpu(), images[b], label, row, key, origin)
 
     def finish(self, draft: Draft) -> Sample:
         """Bring a draft to the grid and the units of the training case that lends them.
@@ -266,7 +263,7 @@ class Generator:
                     assert draft.probabilities is not None, "a label model draws labels"
                     yield draft.probabilities
 
-            masks = DrawnMasks(probabilities, model.labels.sha256)
+            masks = DrawnMasks(probabilities)
         if d.edits:
             edits.check(d.edits, model.spec.label_names)
             masks = EditedMasks(masks, d.edits, model.spec)

@@ -64,11 +64,9 @@ class DrawnMasks:
 
     Attributes:
         draw: rows and keys to probabilities (L, X, Y, Z).
-        sha256: of the label model.
     """
 
     draw: Callable[[Sequence[Row], Sequence[Key]], Iterable[np.ndarray]]
-    sha256: str
 
     def __call__(self, rows: Sequence[Row], keys: Sequence[Key]) -> Iterator[Mask]:
         """Draw; a mask and its image never share their noise."""
@@ -89,14 +87,12 @@ class GivenMasks:
         count: how many there are.
         labels: label ids with background.
         identity: digest of them all.
-        told: columns of label volumes, which the masks decide.
     """
 
     load: Callable[[int], np.ndarray]
     count: int
     labels: int
     identity: str
-    told: frozenset[str]
 
     @staticmethod
     def read(path: Path, spec: ModelSpec) -> "GivenMasks":
@@ -110,7 +106,6 @@ class GivenMasks:
             InputError: nothing there, values that the model does not know, or maps that do not fit its grid.
         """
         path = path.expanduser()
-        told = frozenset(volume_column(name) for name in spec.label_names[1:])
         if (path / INDEX).is_file():
             store = Prepared.open(path)
             numbers = _of_prepared(path, store, spec)
@@ -128,10 +123,10 @@ class GivenMasks:
                 return placed_mask(files[number], spec)
 
             load = from_file
-        load(0)  # refused now, and not after an hour
-        identity = digest([[sha256_file(file) for file in files], list(spec.shape), list(spec.label_values)])
         held = lru_cache(maxsize=_HELD)(load)
-        return GivenMasks(held, len(files), len(spec.label_values), identity, told)
+        held(0)  # refused now, and not after an hour
+        identity = digest([[sha256_file(file) for file in files], list(spec.shape), list(spec.label_values)])
+        return GivenMasks(held, len(files), len(spec.label_values), identity)
 
     @staticmethod
     def of(labels: Sequence[np.ndarray], spec: ModelSpec) -> "GivenMasks":
@@ -149,8 +144,7 @@ class GivenMasks:
             raise InputError(f"masks are label maps of the model's shape {tuple(spec.shape)}; given: {found}")
         ids = [_known(np.asarray(label), None, spec, Path("a mask")) for label in labels]
         identity = digest([[hashlib.sha256(np.ascontiguousarray(i).data).hexdigest() for i in ids], list(spec.shape)])
-        told = frozenset(volume_column(name) for name in spec.label_names[1:])
-        return GivenMasks(ids.__getitem__, len(ids), len(spec.label_values), identity, told)
+        return GivenMasks(ids.__getitem__, len(ids), len(spec.label_values), identity)
 
     def __call__(self, rows: Sequence[Row], keys: Sequence[Key]) -> Iterator[Mask]:
         """One-hot maps."""
@@ -243,10 +237,9 @@ def placed_mask(path: Path, spec: ModelSpec) -> np.ndarray:
     matrix = np.diag([*scale, 1.0])
     matrix[:3, 3] = offset
     out = resample_label(ids, matrix, spec.shape)
-    kept = np.count_nonzero(out) * np.prod(scale) / len(inside)
     ends = (inside - offset) / scale
     cut = ((ends < -0.5) | (ends > np.array(spec.shape) - 0.5)).any(axis=1).mean()
-    if cut > _LOST or kept == 0:
+    if cut > _LOST or not out.any():
         extent = " x ".join(f"{n * s:g}" for n, s in zip(spec.shape, spec.spacing_mm, strict=True))
         raise InputError(f"{path}: {cut:.0%} of what it labels lies outside the model's grid of {extent} mm; crop it")
     return out

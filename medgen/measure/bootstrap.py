@@ -70,3 +70,11 @@ def percentile_interval(
     shift = value - float(kept.mean()) if recentre else 0.0
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low) + shift, float(high) + shift)
+
+
+def nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean: np.ndarray = np.where(finite, values, 0.0).sum(axis=-1) / finite.sum(axis=-1)
+    return mean

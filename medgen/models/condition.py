@@ -147,8 +147,11 @@ def _joined_masks(conditions: Sequence[Condition]) -> torch.Tensor | None:
     shapes = [c.mask.shape[1:] for c in conditions if c.mask is not None]
     if not shapes:
         return None
-    nothing = [c.values.new_full((len(c), *shapes[0]), UNKNOWN, dtype=torch.int16) for c in conditions]
-    return torch.cat([none if c.mask is None else c.mask for c, none in zip(conditions, nothing, strict=True)])
+
+    def of(c: Condition) -> torch.Tensor:
+        return c.values.new_full((len(c), *shapes[0]), UNKNOWN, dtype=torch.int16) if c.mask is None else c.mask
+
+    return torch.cat([of(c) for c in conditions])
 
 
 def _joined_boxes(conditions: Sequence[Condition]) -> torch.Tensor | None:

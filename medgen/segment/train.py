@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ CLASSICAL = Augmentation(
     noise=0.1,
     chance=0.8,
 )
-"""Augmentation that keeps the side of the body; give the spacing where voxels are not cubes."""
+"""Augmentation that keeps the side of the body, for voxels that are cubes; see :func:`classical`."""
 
 _CHECKPOINT = "checkpoint.safetensors"
 _IDENTITY = "identity.json"
@@ -54,6 +54,50 @@ def grid_of(store: Prepared) -> dict[str, Any]:
         "label_names": list(store.label_names),
         "spacing_mm": list(store.spacing_mm),
     }
+
+
+def classical(spacing_mm: Sequence[float]) -> Augmentation:
+    """:data:`CLASSICAL` on a grid of such voxels, in mm."""
+    x, y, z = spacing_mm
+    return replace(CLASSICAL, spacing_mm=(x, y, z))
+
+
+def train_on(
+    store: Prepared,
+    indices: Iterable[int],
+    folder: str | Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    on_progress: Progress | None = None,
+) -> Segmenter:
+    """:func:`train` with classical augmentation on cases of a prepared cohort, validated on its side "val".
+
+    Args:
+        store: the cohort.
+        indices: of the cases; those without a label teach nothing.
+        folder: of the segmenter.
+        steps: of the optimiser.
+        seed: of the first weights, the patches and the augmentation.
+        device: where to train.
+        on_progress: called with (done, total, remark).
+
+    Raises:
+        InputError: no case with a label, a folder that is something else, or a training that diverged.
+    """
+    return train(
+        pairs_of(store, indices),
+        folder,
+        labels=len(store.label_values),
+        held_out=pairs_of(store, store.indices("val")),
+        steps=steps,
+        augmentation=classical(store.spacing_mm),
+        seed=seed,
+        device=device,
+        grid=grid_of(store),
+        on_progress=on_progress,
+    )
 
 
 def train(

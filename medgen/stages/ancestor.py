@@ -5,6 +5,7 @@ from typing import Any
 
 from medgen.config import Config
 from medgen.errors import InputError
+from medgen.files import plain
 from medgen.generation.model import Kind, ModelSpec, read_spec
 from medgen.models.codec import Codec
 from medgen.models.condition import ConditionEncoder
@@ -51,18 +52,14 @@ def _agree(spec: ModelSpec, said: set[str], section: str, keys: tuple[str, str],
     defaults = {name: p.default for name, p in options_of(resolve(room, theirs.kind, "build")).items()}
     for name, value in asked.options.items() if options_key in said else ():
         has = theirs.options.get(name, defaults.get(name))
-        if _plain(value) != _plain(has):
-            _differ(spec, f"{section}.{options_key}.{name}", value, _plain(has))
+        if plain(value) != plain(has):
+            _differ(spec, f"{section}.{options_key}.{name}", value, plain(has))
 
 
 def _differ(spec: ModelSpec, key: str, asked: object, has: object) -> None:
     raise InputError(
         f"{key} is {asked}, but the model that init names ({spec.name}) has {has}; remove the key or say the same"
     )
-
-
-def _plain(value: object) -> object:
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def check_ancestor(run: Run) -> None:

@@ -14,13 +14,11 @@ from medgen.prepare.grid import GeometryRecord
 from medgen.prepare.padding import reached
 from medgen.stages.ancestor import start_statistics
 from medgen.stages.codec import trained_codec
+from medgen.stages.copies import Arrays, augmented
 from medgen.stages.masks import follows_masks
 from medgen.stages.run import Run
 from medgen.store.augment import Augmentation
 from medgen.store.latents import Latents, LatentStatistics
-from medgen.store.patches import Kind, PatchSampler
-
-_APART = 2**16  # copies of a case are keyed so that asking for more of them changes none
 
 
 @dataclass(frozen=True)
@@ -89,36 +87,33 @@ def _encodables(run: Run, i: int, copies: int) -> Iterator[_Encodable]:
     """A case and its augmented copies, each a pure function of (seed, case, number)."""
     store, device, augment = run.store, run.device, run.config.latents.augment.values()
     case = store.cases[i]
-    image = torch.from_numpy(np.asarray(store.image(i), dtype=np.float32))[None].to(device)
-    label = None
+    image = np.asarray(store.image(i), dtype=np.float32)
+    ids = None
     if len(store.label_values) > 1:
         ids = store.label(i).astype(np.int16) if case.has_label else np.full(store.shape, -1, dtype=np.int16)
-        label = torch.from_numpy(ids)[None, None].to(device)
-    mask = reached(GeometryRecord.from_json(case.geometry))
-    seen = torch.from_numpy(mask.astype(np.uint8))[None, None].to(device)
-    yield _Encodable(0, image, None if label is None else label[:, 0].long(), seen.float(), None)
+    there = reached(GeometryRecord.from_json(case.geometry))
+
+    def encodable(k: int, arrays: Arrays, volumes: Mapping[str, float] | None) -> _Encodable:
+        image, ids, there = arrays
+        label = None if ids is None else torch.from_numpy(ids)[None].long().to(device)
+        return _Encodable(
+            k,
+            torch.from_numpy(image)[None].to(device),
+            label,
+            torch.from_numpy(there)[None, None].float().to(device),
+            volumes,
+        )
+
+    yield encodable(0, (image, ids, there), None)
     if not copies or augment is None:
         return
-    arrays: list[tuple[torch.Tensor, Kind]] = [(image, "image"), (seen, "label")]
-    arrays += [] if label is None else [(label, "label")]
-    sampler = PatchSampler(
-        [a for a, _ in arrays],
-        store.shape,
-        1,
-        seed=run.config.seed,
-        kinds=[kind for _, kind in arrays],
-        augmentation=Augmentation(**augment, spacing_mm=store.spacing_mm),
-    )
+    augmentation = Augmentation(**augment, spacing_mm=store.spacing_mm)
     for k in range(1, copies + 1):
-        made, where, *ids_ = sampler(_APART * i + k).arrays
-        new = ids_[0][:, 0] if ids_ else None
-        volumes = _volumes_again(run, i, label, new) if case.has_label else None
-        yield _Encodable(k, made.clamp(-1.0, 1.0), new, where.float(), volumes)
+        made = augmented(image, ids, there, augmentation, (run.config.seed, i, k))
+        yield encodable(k, made, _volumes_again(run, i, ids, made[1]) if case.has_label else None)
 
 
-def _volumes_again(
-    run: Run, i: int, before: torch.Tensor | None, after: torch.Tensor | None
-) -> Mapping[str, float] | None:
+def _volumes_again(run: Run, i: int, before: np.ndarray | None, after: np.ndarray | None) -> Mapping[str, float] | None:
     """Label volumes in ml of an augmented copy: the case's own, by how its label's voxels became more or fewer.
 
     The case's own were measured on its files; the ratio keeps what the prepared grid rounds away.
@@ -126,7 +121,7 @@ def _volumes_again(
     if before is None or after is None:
         return None
     case, names = run.store.cases[i], run.store.label_names
-    old, new = (torch.bincount(t.flatten().long(), minlength=len(names)).tolist() for t in (before, after))
+    old, new = (np.bincount(ids.clip(0).ravel(), minlength=len(names)).tolist() for ids in (before, after))
     voxel_ml = GeometryRecord.from_json(case.geometry).voxel_ml
     volumes = {}
     for k, name in enumerate(names):

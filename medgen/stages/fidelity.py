@@ -1,7 +1,6 @@
 """The pinned protocol in a run's report: a segmenter trained once, and the samples measured by it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from medgen.evaluation.fidelity import Made, fidelity
 from medgen.evaluation.reference import halves, measure_reference
 from medgen.prepare.grid import GeometryRecord
-from medgen.segment.train import CLASSICAL, grid_of, pairs_of, train
+from medgen.segment.train import train_on
 from medgen.stages.codec import trained_codec
 from medgen.stages.run import Run
 from medgen.store.prepared import Prepared
@@ -28,16 +27,13 @@ def _measured(run: Run, samples: Prepared) -> Mapping[str, Any]:
     asked, store, tell = run.config.report.fidelity, run.store, run.stage_progress("report")
     assert asked is not None
     seen, unseen = halves(store) if asked.halves else (store.indices("train"), ())
-    segmenter = train(
-        pairs_of(store, seen),
+    segmenter = train_on(
+        store,
+        seen,
         run.folder / FOLDER / "segmenter",
-        labels=len(store.label_values),
-        held_out=pairs_of(store, store.indices("val")),
         steps=asked.segmenter_steps,
-        augmentation=replace(CLASSICAL, spacing_mm=store.spacing_mm),
         seed=run.config.seed,
         device=run.device,
-        grid=grid_of(store),
         on_progress=lambda done, total, remark: tell(done, total, f"segmenter, {remark}"),
     )
     reference = measure_reference(store, segmenter, unseen=unseen, on_progress=tell)

@@ -4,16 +4,13 @@ Pseudo-labels (Lee 2013) within the cohort. Validation cases get them too, since
 cases cannot be validated on others; test cases never do.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from medgen.cohort.schema import volume_column
 from medgen.errors import InputError
 from medgen.files import atomic, remove_partials, write_json
-from medgen.measure.volumes import label_volumes_ml
 from medgen.prepare.grid import GeometryRecord
-from medgen.segment.train import CLASSICAL, grid_of, pairs_of, train
+from medgen.segment.train import train_on
 from medgen.stages.run import SEGMENTED, Run
 from medgen.store.prepared import INDEX, Prepared
 
@@ -36,16 +33,13 @@ def needed(run: Run) -> bool:
 def segmented(run: Run) -> None:
     """Train the segmenter, and write the label maps and, last, their index."""
     store, folder = run.prepared, run.folder / SEGMENTED
-    segmenter = train(
-        pairs_of(store, store.indices("train")),
+    segmenter = train_on(
+        store,
+        store.indices("train"),
         folder / "segmenter",
-        labels=len(store.label_values),
-        held_out=pairs_of(store, store.indices("val")),
         steps=run.config.data.segmenter_steps,
-        augmentation=replace(CLASSICAL, spacing_mm=store.spacing_mm),
         seed=run.config.seed,
-        device=str(run.device),
-        grid=grid_of(store),
+        device=run.device,
         on_progress=run.stage_progress(SEGMENTED),
     )
     remove_partials(folder)
@@ -64,7 +58,7 @@ def segmented(run: Run) -> None:
 
 def _volumes(store: Prepared, i: int, ids: np.ndarray) -> dict[str, float]:
     """In the subject's own space, as those of given labels are."""
-    geometry = GeometryRecord.from_json(store.cases[i].geometry)
-    own = geometry.voxel_ml / geometry.target.voxel_ml
-    found = label_volumes_ml(ids, range(1, len(store.label_values)), geometry.target.affine)
-    return {volume_column(store.label_names[k]): round(v * own, 6) for k, v in found.items()}
+    voxel_ml = GeometryRecord.from_json(store.cases[i].geometry).voxel_ml
+    counts = np.bincount(ids.ravel(), minlength=len(store.label_names)).tolist()
+    found = zip(store.label_names[1:], counts[1:], strict=True)
+    return {volume_column(name): round(count * voxel_ml, 6) for name, count in found}

@@ -8,7 +8,7 @@ import numpy as np
 from medgen.segment.randomise import Randomisation
 from medgen.segment.segmenter import Segmenter
 from medgen.segment.task import Pair
-from medgen.segment.train import CLASSICAL
+from medgen.segment.train import classical
 from medgen.store.augment import Augmentation
 
 
@@ -33,7 +33,7 @@ class Material:
     @property
     def classical(self) -> Augmentation:
         """Classical augmentation on this grid."""
-        return replace(CLASSICAL, spacing_mm=self.spacing_mm)
+        return classical(self.spacing_mm)
 
 
 @dataclass(frozen=True, eq=False)

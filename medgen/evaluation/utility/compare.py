@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from medgen.measure.bootstrap import Interval, percentile_interval
+from medgen.measure.bootstrap import Interval, nanmean, percentile_interval
 
 METRICS = ("dice", "hd95_mm", "volume_error_ml", "volume_error_percent")
 
@@ -117,14 +117,6 @@ def difference(
     }
     said["by_stratum"] = _by_stratum(means["dice"], groups, strata)
     return {**said, "seeds": len(seeds)}
-
-
-def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is finite; NaN where nothing is."""
-    finite = np.isfinite(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean: np.ndarray = np.where(finite, values, 0.0).sum(axis=-1) / finite.sum(axis=-1)
-    return mean
 
 
 def _by_stratum(values: np.ndarray, groups: Sequence[str], strata: Sequence[str]) -> dict[str, Any]:
