@@ -17,7 +17,20 @@ from medgen.evaluation import codec_quality
 from medgen.files import digest, read_json, sha256_file, write_json, write_text
 from medgen.generation.masks import given_identity
 from medgen.generation.model import LABELS
-from medgen.stages import codec, data, diffusion, distil, encoding, folds, product, quality, segmented, utility, views
+from medgen.stages import (
+    codec,
+    copies,
+    data,
+    diffusion,
+    distil,
+    encoding,
+    folds,
+    product,
+    quality,
+    segmented,
+    utility,
+    views,
+)
 from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
 from medgen.stages.check import check
 from medgen.stages.masks import follows_masks, label_run
@@ -115,9 +128,10 @@ def _label_model(run: Run) -> Any:
 
 
 def _latents(run: Run) -> Any:
-    off = set() if run.config.latents.copies else {"copies", "augment"}
-    mine, init = run.config.latents.model_dump(mode="json", exclude=off), hashed(run, "latents")
-    return [mine, *init] if init else mine
+    copied = bool(run.config.latents.copies)
+    mine = run.config.latents.model_dump(mode="json", exclude=set() if copied else {"copies", "augment"})
+    more = [*([copies.VERSION] if copied else []), *hashed(run, "latents")]
+    return [mine, *more] if more else mine
 
 
 def _diffusion(run: Run) -> Any:

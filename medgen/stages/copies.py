@@ -12,6 +12,9 @@ from medgen.prepare.resample import resample_image, resample_label
 from medgen.store import augment, warp
 from medgen.store.augment import Augmentation, NoiseBank
 
+VERSION = 1
+"""Raise it when the same case and key give another copy."""
+
 _NOTHING = -1.0
 
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray]
