@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed; and safe paths."""
+"""Files that are whole or not there: written under a temporary name, then renamed; locks; and safe paths."""
 
 import hashlib
 import json
@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from medgen.errors import InputError
 
@@ -44,6 +46,33 @@ def reserved(folder: Path, size: int) -> Iterator[Callable[[], None]]:
         if size:
             temporary.write_bytes(os.urandom(size))
         yield lambda: temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock meanwhile; the system gives it free when a process dies, so a kill leaves none behind.
+
+    Args:
+        lock: an empty file, removed in the end. File systems that know no locks (some cluster scratch) give none.
+        refusal: what is said where another process holds it.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise InputError(refusal) from None
+    except (NotImplementedError, OSError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: whoever comes now makes a file of their own
+        held.release()
 
 
 @contextmanager

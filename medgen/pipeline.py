@@ -14,7 +14,7 @@ from medgen.config import Config
 from medgen.edit import chain as edits
 from medgen.errors import InputError
 from medgen.evaluation import codec_quality
-from medgen.files import digest, read_json, sha256_file, write_json, write_text
+from medgen.files import alone, digest, read_json, sha256_file, write_json, write_text
 from medgen.generation.masks import given_identity
 from medgen.generation.model import LABELS
 from medgen.stages import (
@@ -38,7 +38,7 @@ from medgen.stages.run import SEGMENTED, Run, StageProgress
 from medgen.steering import chain
 from medgen.training.distributed import world
 
-_STATE = "stages.json"
+_STATE, _LOCK = "stages.json", ".lock"
 _SAMPLING = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
 # They change no weight of a training that reaches its end.
 _UNHASHED = {"log_every", "validate_every", "checkpoint_seconds", "rollbacks"}
@@ -335,7 +335,12 @@ def _run_stages(
     """Run stages in order; the report, where the last of them is reached. ``known`` are results of others' stages."""
     if not world(run.device).first:
         return _follow(run, stages, until)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{run.folder} is in use by another process; wait until it is done, or choose another folder"
+    with alone(run.folder / _LOCK, busy):
+        return _lead(run, stages, until, known)
+
+
+def _lead(run: Run, stages: tuple[Stage, ...], until: str | None, known: Mapping[str, str] | None) -> Mapping[str, Any]:
     write_text(run.folder / "config.yaml", run.config_text())
     state = read_json(run.folder / _STATE) if (run.folder / _STATE).exists() else {}
     hashes = dict(known or {})

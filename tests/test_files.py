@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from medgen.errors import InputError
 from medgen.files import (
     PARTIAL,
+    alone,
     atomic,
     digest,
     inside,
@@ -31,6 +32,29 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=10,
 )
+
+
+def test_one_process_is_alone_and_a_kill_leaves_no_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "a" / ".lock"
+    with alone(lock, "busy"):
+        with pytest.raises(InputError, match=r"^busy$"), alone(lock, "busy"):
+            pass
+        assert lock.exists(), "who is refused takes nothing away"
+    assert not lock.exists()
+    holder = (
+        "import sys, time\nfrom pathlib import Path\nfrom medgen.files import alone\n"
+        "with alone(Path(sys.argv[1]), 'busy'):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(lock)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(InputError), alone(lock, "busy"):
+            pass
+        process.kill()
+        process.wait()
+    assert lock.exists()
+    with alone(lock, "busy"):
+        pass
+    assert not lock.exists()
 
 
 def test_atomic_keeps_suffixes_and_makes_folders(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from medgen import config, pipeline
 from medgen.cli import app
 from medgen.errors import InputError
-from medgen.files import read_json
+from medgen.files import alone, read_json
 from tests.tiny import TINY
 
 
@@ -22,6 +22,12 @@ def run(folder, cfg, until=None):
     said = []
     report = pipeline.run_experiment(cfg, folder=folder, until=until, on_progress=lambda *a: said.append(a))
     return report, {stage for stage, _, _, remark in said if remark != "unchanged"}
+
+
+def test_a_run_folder_is_one_process_s(tmp_path):
+    with alone(tmp_path / ".lock", "busy"), pytest.raises(InputError, match="in use by another process"):
+        pipeline.run_experiment(config.build(TINY, "test"), folder=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == []
 
 
 def test_the_run_folder_is_the_contract(tiny_run):

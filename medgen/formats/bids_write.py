@@ -10,6 +10,7 @@ Channels whose suffix BIDS does not know (``MRI``, ``CT``) are written under the
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class BidsWriter:
         first = self._tails[info.channels[0]]
         self._ledger = Ledger(out, lambda i: self._path(i, f"{first}.json"), self._ids, self._files_of)
         self.committed, self.uncommitted = self._ledger.committed, self._ledger.uncommitted
-        self.sidecar, self.discard = self._ledger.sidecar, self._ledger.discard
+        self.sidecar = self._ledger.sidecar
         if not description.is_file() and next(out.glob("sub-*"), None) is not None:
             raise InputError(f"{out} holds subjects that medgen did not write; choose an empty folder")
 
@@ -71,6 +72,14 @@ class BidsWriter:
             write_volume(files[-1], volume)
         self._ledger.commit(sample, files)
 
+    def discard(self, sample_id: str) -> None:
+        """See :meth:`medgen.formats.writer.Writer.discard`; an empty subject would be one without data."""
+        self._ledger.discard(sample_id)
+        folder = self._path(sample_id, "").parent
+        with suppress(OSError):  # not there, or something else lies in it
+            folder.rmdir()
+            folder.parent.rmdir()
+
     def close(self) -> None:
         """See :meth:`medgen.formats.writer.Writer.close`."""
         self._ledger.rebuild(self._manifests)
@@ -79,8 +88,7 @@ class BidsWriter:
         return self.out / f"sub-{sample_id}" / "anat" / f"sub-{sample_id}_{tail}"
 
     def _ids(self) -> list[str]:
-        folders = (p for p in self.out.glob("sub-*") if next(p.glob("anat/*"), None) is not None)
-        return sorted(p.name.removeprefix("sub-") for p in folders)
+        return sorted(p.name.removeprefix("sub-") for p in self.out.glob("sub-*") if p.is_dir())
 
     def _files_of(self, sample_id: str) -> list[Path]:
         folder, stem = self._path(sample_id, "").parent, f"sub-{sample_id}_"

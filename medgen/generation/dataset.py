@@ -12,7 +12,7 @@ from typing import Any
 from medgen.cohort.requests import RequestPlan
 from medgen.cohort.schema import Covariate, Schema, volume_column
 from medgen.errors import InputError
-from medgen.files import PARTIAL, remove_partials, reserved
+from medgen.files import PARTIAL, alone, remove_partials, reserved
 from medgen.formats.detect import open_writer
 from medgen.formats.writer import DatasetInfo, Writer
 from medgen.generation.accept import Acceptance, Rejected, Tally, draw
@@ -118,7 +118,8 @@ def generate(
 ) -> Outcome:
     """Write samples 0 .. n - 1 (those of the shard) that are not there yet.
 
-    Files that a killed run left without a sidecar are removed first; complete samples are not touched.
+    Files that a killed run left without a sidecar are removed first; complete samples are not touched. Shards may be
+    written at the same time, the same shard or another division of the dataset not.
 
     Args:
         generator: draws the samples.
@@ -134,9 +135,26 @@ def generate(
 
     Raises:
         BoundError: the gates reject most draws.
-        InputError: ``out`` holds samples of another model, seed, request, drawing or gates.
+        InputError: ``out`` holds samples of another model, seed, request, drawing or gates, or another process is
+            writing the same samples.
     """
     shard = shard or Shard()
+    with _alone(out, shard):
+        return _generated(generator, out, n, plan, seed, shard, format, gates, writers, on_progress)
+
+
+def _generated(
+    generator: Generator,
+    out: Path,
+    n: int,
+    plan: RequestPlan,
+    seed: int,
+    shard: Shard,
+    format: str,
+    gates: Gates | None,
+    writers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Outcome:
     indices = list(shard.indices(n))
     keys = {f"syn{i:06d}": Key(seed, i) for i in indices}
     writer: Writer = open_writer(format, out, dataset_info(generator))
@@ -191,6 +209,20 @@ def generate(
             acceptance.tally(gates.setting.most).stop()
     found = len(indices) - len(waiting) - len(lost.keys() & mine)
     return Outcome(found, made, len(leftovers), told, took, background.waited_seconds, acceptance)
+
+
+@contextmanager
+def _alone(out: Path, shard: Shard) -> Iterator[None]:
+    """Keep others from writing the same samples meanwhile, by locks beside the dataset, one a shard."""
+    refusal = f"{out} is being written by another process; wait until it is done, or choose another folder"
+    out = out.resolve()
+    stem = f".{out.name}.shard-"
+    with alone(out.with_name(f"{stem}{shard.number}-of-{shard.count}.lock"), refusal):
+        for other in sorted(p for p in out.parent.iterdir() if p.name.startswith(stem)):
+            if not other.name.endswith(f"-of-{shard.count}.lock"):
+                with alone(other, refusal):  # left behind by a kill, or in use
+                    pass
+        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import medgen
 from medgen.cohort.requests import plan
 from medgen.errors import InputError
-from medgen.files import sha256_file
+from medgen.files import alone, sha256_file
 from medgen.generation.dataset import Shard, generate
 from medgen.generation.generator import Generator
 from medgen.generation.model import read_spec
@@ -42,6 +42,20 @@ def whole(generator, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     generate(generator, out, 6, everything(generator), seed=5)
     return out
+
+
+@pytest.mark.parametrize(("held", "refused"), [("1-of-1", True), ("1-of-3", False), ("2-of-3", True), ("1-of-2", True)])
+def test_the_same_samples_are_written_by_one_process_at_a_time(generator, tmp_path, held, refused):
+    shard = Shard(2, 3) if held != "1-of-1" else None
+    with alone(tmp_path / f".out.shard-{held}.lock", "busy"):
+        if refused:
+            with pytest.raises(InputError, match="being written by another process"):
+                generate(generator, tmp_path / "out", 3, everything(generator), seed=5, shard=shard)
+            assert not (tmp_path / "out").exists()
+        else:
+            assert generate(generator, tmp_path / "out", 3, everything(generator), seed=5, shard=shard).made == 1
+    generate(generator, tmp_path / "out", 3, everything(generator), seed=5)
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_sample_does_not_depend_on_how_many_are_made(generator, whole, tmp_path):
