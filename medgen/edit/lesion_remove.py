@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from medgen.edit.scene import Scene, id_of, nearest_other, said_by
 from medgen.errors import InputError
+from medgen.measure.box import box_of
 
 _CORNERS = np.ones((3, 3, 3), dtype=bool)
 _OPEN = 0.5  # share of a lesion's surface at the background above which background may fill it
@@ -37,11 +38,10 @@ def edit(
     with said_by("lesion_remove"):
         check(scene.names, label, below_ml, above_ml)
         one = id_of(scene.names, label)
-        found = ndimage.find_objects((scene.ids == one).astype(np.uint8))
-        if not found:
-            return scene
         # What a lesion is filled from lies around it; a margin keeps the distances local.
-        box = tuple(slice(max(0, p.start - 16), p.stop + 16) for p in found[0])
+        box = box_of(scene.ids == one, 16)
+        if box is None:
+            return scene
         ids = scene.ids.copy()
         ids[box] = _filled(scene.ids[box], scene, one, below_ml, above_ml)
         return scene.with_ids(ids)

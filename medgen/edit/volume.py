@@ -11,6 +11,7 @@ from medgen.edit.flow import border_distance_mm, coarse, pull, refine, smoothste
 from medgen.edit.homotopy import follow, to_count
 from medgen.edit.scene import Scene, asked_ml, filled, id_of, ids_of, nearest_other, said_by
 from medgen.errors import InputError
+from medgen.measure.box import box_of
 
 TOLERANCE = 0.01
 _CELLS = 200_000  # coarse cells of a push, at most about
@@ -131,11 +132,8 @@ class _Crop:
 def _cropped(scene: Scene, one: int, reach_mm: float, giving: list[int], held: list[int]) -> _Crop:
     ids, spacing = filled(scene), scene.spacing_mm
     margin = [int(np.ceil(reach_mm / s)) + 2 for s in spacing]
-    found = ndimage.find_objects((ids == one).astype(np.uint8))[0]
-    box = tuple(
-        slice(max(0, part.start - m), min(n, part.stop + m))
-        for part, m, n in zip(found, margin, ids.shape, strict=True)
-    )
+    box = box_of(ids == one, margin)
+    assert box is not None, "the structure is there"
     ids = ids[box]
     inside, at_rest = ids == one, np.isin(ids, held)
     away = ndimage.distance_transform_edt(~inside, sampling=spacing)
@@ -211,8 +209,9 @@ def _moved(crop: _Crop, flow: push.Push, mask: np.ndarray) -> tuple[np.ndarray, 
 
 def _around(mask: np.ndarray) -> tuple[slice, ...]:
     """The box around a mask with a margin of a few voxels, more than a step of the flow moves it."""
-    found = ndimage.find_objects(mask.view(np.uint8))[0]
-    return tuple(slice(max(0, p.start - 6), min(n, p.stop + 6)) for p, n in zip(found, mask.shape, strict=True))
+    box = box_of(mask, 6)
+    assert box is not None, "a structure that is changed keeps voxels"
+    return box
 
 
 def _fine(flow: push.Push, factors: Sequence[int], part: Sequence[slice]) -> np.ndarray:

@@ -10,6 +10,7 @@ from medgen.edit.flow import border_distance_mm, coarse, exponential, jacobian, 
 from medgen.edit.homotopy import follow
 from medgen.edit.scene import Scene, filled, ids_of, nearest_other, said_by
 from medgen.errors import InputError
+from medgen.measure.box import box_of
 
 _CELLS_PER_WIDTH = 3.0  # coarse cells per smooth_mm: enough for linear interpolation between them
 _LEAST = 0.05  # least Jacobian determinant
@@ -125,11 +126,8 @@ def field(
 def _kept(ids: np.ndarray, one: int, drawn: Field) -> np.ndarray:
     """A structure carried along by steps of about a voxel, each by voxels that change no topology."""
     longest = np.abs(drawn.at()).max(axis=(1, 2, 3))
-    found = ndimage.find_objects((ids == one).astype(np.uint8))[0]
-    margin = np.ceil(longest).astype(int) + 2
-    box = tuple(
-        slice(max(0, p.start - m), min(n, p.stop + m)) for p, m, n in zip(found, margin, ids.shape, strict=True)
-    )
+    box = box_of(ids == one, np.ceil(longest).astype(int) + 2)
+    assert box is not None, "the structure is there"
     steps = max(1, int(np.ceil(longest.max())))
     whole = ids == one
     start = whole[box].astype(np.float32)

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
+from medgen.measure.box import box_of
+
 _LEAST_VOXELS = 20
 
 
@@ -21,11 +23,9 @@ def shell_contrast(image: np.ndarray, mask: np.ndarray) -> float:
         In the image's units; NaN where shell or interior have too few voxels.
     """
     assert image.shape == mask.shape, f"an image of shape {image.shape} and a mask of {mask.shape}"
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    if not boxes:
+    box = box_of(mask, 1)  # with a voxel around it, or the structure would end where the box does
+    if box is None:
         return float("nan")
-    # One voxel around the box, or the structure would end where the box does.
-    box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in boxes[0])
     inside, values = mask[box], image[box].astype(np.float64)
     deep = ndimage.binary_erosion(inside, border_value=1)
     shell = inside & ~deep

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from medgen.measure.box import box_of
+
 FOUND = 0.1
 """Share of a structure that the other map must cover to have found it (Commowick et al. 2018)."""
 
@@ -68,7 +70,7 @@ def structures(
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     scored = []
     for i in ids:
-        box = _box((truth == i) | (found == i))
+        box = box_of((truth == i) | (found == i))
         if box is None:
             continue
         in_truth, in_found = truth[box] == i, found[box] == i
@@ -103,8 +105,3 @@ def by_size(found: Sequence[Structure], edges_ml: Sequence[float]) -> list[SizeC
         recall = float(np.mean([s.covered >= FOUND for s in inside])) if inside else float("nan")
         classes.append(SizeClass(low, high, len(inside), dice, recall))
     return classes
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    return boxes[0] if boxes else None

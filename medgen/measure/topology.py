@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from medgen.measure.box import box_of
+
 _NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
 
@@ -71,8 +73,8 @@ def euler_number(mask: np.ndarray) -> int:
 
 def cropped(mask: np.ndarray) -> np.ndarray | None:
     """The box around a structure (X, Y, Z); None where it is empty."""
-    boxes = ndimage.find_objects(np.asarray(mask, dtype=np.uint8))
-    return mask[boxes[0]] if boxes else None
+    box = box_of(mask)
+    return None if box is None else mask[box]
 
 
 def _cut(array: np.ndarray, axis: int, part: slice) -> np.ndarray:

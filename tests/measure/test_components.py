@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from medgen.measure.box import box_of
 from medgen.measure.components import by_size, structures
 
 MM = (1.0, 1.0, 1.0)
@@ -57,3 +58,12 @@ def test_found_is_a_tenth_covered():
     found[0, 0, 0] = 1
     (small,) = by_size(structures(truth, found, [1], MM), (1.0,))[:1]
     assert small.count == 2 and small.recall == 0.5
+
+
+def test_a_box_holds_the_mask_and_stays_within_the_array():
+    mask = np.zeros((6, 7, 8), bool)
+    assert box_of(mask) is None
+    mask[1, 2:5, 7] = True
+    assert box_of(mask) == (slice(1, 2), slice(2, 5), slice(7, 8))
+    assert box_of(mask, 2) == (slice(0, 4), slice(0, 7), slice(5, 8))
+    assert box_of(mask, (0, 1, 3)) == (slice(1, 2), slice(1, 6), slice(4, 8))
