@@ -13,6 +13,7 @@ _ENOUGH = 5
 _MANY_MISSING = 0.2
 FEW_SUBJECTS = 20
 _CASES_PER_COLUMN = 5
+_FEW_ENCODINGS = 500
 
 
 def columns(cohort: Cohort) -> Iterator[Finding]:
@@ -112,3 +113,19 @@ def counts(cases: int, training: int, subjects: int, held_out: int, used: Sequen
     if used and training < _CASES_PER_COLUMN * len(used):
         what = f"{training} training cases for {len(used)} conditions ({some(list(used))})"
         yield Finding("odd", "cases", what, f"fewer than {_CASES_PER_COLUMN} a condition; choose with covariates.use")
+
+
+def copies(training: int, asked: int, mirror: bool) -> Iterator[Finding]:
+    """Whether a diffusion model would have to learn from so few latents that it comes to repeat them.
+
+    Args:
+        training: cases that train.
+        asked: augmented encodings of each.
+        mirror: whether each is encoded mirrored too.
+    """
+    sides = 2 if mirror else 1
+    latents = training * (1 + asked) * sides
+    if latents < _FEW_ENCODINGS:
+        what = f"the diffusion model would learn from {latents} latents and come to repeat them"
+        need = -(-_FEW_ENCODINGS // (training * sides)) - 1
+        yield Finding("odd", "latents.copies", what, f"add augmented encodings, such as latents.copies: {need}")

@@ -204,6 +204,8 @@ def _ahead(
         subjects = len({store.cases[i].subject_id for i in train})
         held_out = len(ready.held_out_cases())
         notes.findings += covariates.counts(len(cohort.cases), training, subjects, held_out, schema.names)
+    if notes.networks:
+        notes.findings += covariates.copies(training, c.latents.copies, c.latents.mirror)
     _asked(ready, schema, [rows[i] for i in train], notes, covered=phantoms is None)
     if notes.measure:
         run.progress("measuring", 0, 1, "one case, and a few steps of each stage")

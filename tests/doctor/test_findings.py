@@ -62,6 +62,17 @@ def test_a_sound_cohort_may_start(folder: Path) -> None:
     assert found.figures["shape"] == [16, 24, 16] and told[-1][:3] == ("reading", 6, 6)
 
 
+def test_an_experiment_of_few_latents_is_told_how_to_have_more(folder: Path) -> None:
+    rows = [f"i{i}.nii.gz,l{i}.nii.gz,{30 + 5 * i},{'FM'[i % 2]}" for i in range(6)]
+    root = table(folder, ["image,label,age,sex", *rows])
+    path = folder / "experiment.yaml"
+    path.write_text(f"name: few\ndata: {{root: {root}}}\nlatents: {{mirror: true}}\n")
+    found = said(diagnose(path, measure=False), "odd")
+    assert "latents.copies: the diffusion model would learn from 10 latents and come to repeat them" in found
+    enough = diagnose(path, overrides=("latents.copies=49",), measure=False)
+    assert "latents.copies" not in said(enough, "odd")
+
+
 def test_what_is_wrong_with_a_cohort(folder: Path) -> None:
     (folder / "i1.nii.gz").write_bytes((folder / "i0.nii.gz").read_bytes())  # the same person twice
     turned = Volume(image(2)[None], AFFINE).reoriented("LPI")
