@@ -105,6 +105,11 @@ def distil(
     source = generator_.model
     if texts := [c.name for c in source.schema.covariates if c.is_text]:
         raise InputError(f"{model} is asked by a text ('{texts[0]}'), and a model folder has no texts to distil with")
+    if decided := sorted(chain.decides(generator_.drawing.steering, source.schema)):
+        raise InputError(
+            f"{model} is steered to a '{decided[0]}' of its own, which a student could not be asked about; distil it "
+            "without that steering"
+        )
     here = world(source.device)
     identity = digest([source.sha256, asdict(how), schedule.steps, schedule.minutes, schedule.accumulate, here.size])
     if here.first:

@@ -14,7 +14,7 @@ from medgen import __version__
 from medgen.cohort.derive import derive
 from medgen.cohort.requests import Row, check, resolve
 from medgen.cohort.sample import Sample
-from medgen.cohort.schema import Schema, Value, volume_column
+from medgen.cohort.schema import SPACING_COLUMNS, Schema, Value, volume_column
 from medgen.cohort.where import Request, from_values
 from medgen.edit import chain as edits
 from medgen.errors import ExtrapolationWarning, InputError
@@ -113,6 +113,9 @@ class Generator:
             raise InputError(f"the sampler needs at least 1 step, not {self.drawing.steps}")
         check_options("sampling", self.drawing.sampler, "sample", self.drawing.options)
         self._solver = partial(plug_in("sampling", self.drawing.sampler, "sample"), **self.drawing.options)
+        dropped = model.spec.trained_on.get("dropped", {})  # older models do not say
+        chances = (float(dropped.get(key, 1.0)) for key in ("all", "each"))
+        chain.check_nulls(self.drawing.steering, self.drawing.guidance, *chances)
         denoise = model.process.as_model(model.network)
         self.denoiser = chain.apply(denoise, self.drawing.steering, self.drawing.guidance, self.context)
         self.masks = self._masks(by_default=drawing is None)
@@ -258,7 +261,11 @@ class Generator:
             drawing = None if by_default else replace(d, steering=(), masks=None, edits=())
             drawn = Generator(model.labels, drawing)
 
+            # The image's native spacing is its mask's, which has other training cases to lend it one.
+            spacing = frozenset(SPACING_COLUMNS).intersection(self.schema.names)
+
             def probabilities(rows: Sequence[Row], keys: Sequence[Key]) -> Iterator[np.ndarray]:
+                rows = [replace(row, asked=row.asked | spacing) for row in rows]
                 for draft in drawn.drafts(rows, keys):
                     assert draft.probabilities is not None, "a label model draws labels"
                     yield draft.probabilities

@@ -74,7 +74,15 @@ def _same_latents(model: LoadedModel, other: LoadedModel, folder: Path) -> None:
 
 
 def _same_columns(model: LoadedModel, other: LoadedModel, folder: Path) -> None:
-    mine, its = ([(c.name, c.kind, c.levels) for c in m.encoder.schema.covariates] for m in (model, other))
+    mine, its = (
+        [(c.name, c.kind, c.levels, c.period, c.tokens, c.width) for c in m.encoder.schema.covariates]
+        for m in (model, other)
+    )
     if mine != its:
         names = ", ".join(n for n, *_ in its) or "nothing"
         raise InputError(f"{folder} is conditioned on {names}; give a model with the same columns and levels")
+    if model.encoder.text != other.encoder.text:
+        raise InputError(f"{folder} reads texts with another encoder than the model; give one trained with the same")
+    labels = [(m.spec.label_values, m.spec.label_names) for m in (model, other)]
+    if model.spec.mask and labels[0] != labels[1]:
+        raise InputError(f"{folder} follows masks of other labels than the model; give one of the same labels")

@@ -85,8 +85,9 @@ class MaskStem(nn.Module):
             cells = torch.full(shape, UNKNOWN, dtype=torch.int16, device=like.device)
         ids = torch.where(cells < 0, self.mask.labels, cells).movedim(1, -1)  # (B, x, y, z, S)
         weight = self.patch.weight.unflatten(1, (self.mask.cells, -1))  # (W, S, E)
-        if self.mask.labels < _FEW:
-            # The same product in another order; a table's gradient is a scatter, which a CPU is slow at.
+        if self.mask.labels < _FEW and like.device.type == "cpu":
+            # The same product in another order; a table's gradient is a scatter, which a CPU is slow at. On an
+            # accelerator the scatter is quick, and the one-hot cells of many labels would fill its memory.
             one_hot = ids[..., None] == torch.arange(self.mask.labels + 1, device=ids.device, dtype=ids.dtype)
             joint = torch.einsum("wse,ie->siw", weight, self.table.weight).flatten(0, 1)
             h = one_hot.flatten(-2).to(like.dtype) @ joint.to(like.dtype)

@@ -15,6 +15,8 @@ from medgen.models.seam import Model, Noise, expand
 def sample(model: Model, x: torch.Tensor, sigmas: torch.Tensor, cond: Condition, *, noise: Noise) -> torch.Tensor:
     """Integrate ``x`` (B, C, X, Y, Z) along ``sigmas`` (N + 1,), which may fall or rise; noise is not used."""
     for sigma, to in pairwise(sigmas):
+        if sigma == to:
+            continue
         if sigma == 0:  # rising from clean data: the ODE's direction is undefined at 0, x0 = x there
             sigma = to * 1e-3
         sigma_B = sigma.expand(x.shape[0])

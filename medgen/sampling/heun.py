@@ -40,6 +40,8 @@ def sample(
         return direction - x0 if straight else direction
 
     for sigma, to in pairwise(sigmas):
+        if sigma == to:
+            continue
         if sigma == 0:  # rising from clean data: the direction is undefined at 0
             sigma = to * 1e-3
         step = to / scale(to) - sigma / scale(sigma)

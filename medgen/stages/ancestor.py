@@ -14,6 +14,8 @@ from medgen.registry import options_of, resolve
 from medgen.stages.run import Run
 from medgen.store.latents import LatentStatistics
 
+_NO_WEIGHTS = ("checkpointing", "dropout")  # options of how a network trains: a config may say them otherwise
+
 
 def with_ancestor(config: Config) -> Config:
     """The config with codec, network and process of the model that ``init`` names.
@@ -26,7 +28,7 @@ def with_ancestor(config: Config) -> Config:
     spec, _ = read_spec(config.init.model.expanduser())
     a, d = config.autoencoder, config.diffusion
     _agree(spec, a.model_fields_set, "autoencoder", ("kind", "options"), Kind(a.kind, a.options), spec.codec)
-    a = a.model_copy(update={"kind": spec.codec.kind, "options": dict(spec.codec.options)})
+    a = a.model_copy(update={"kind": spec.codec.kind, "options": _carried(spec.codec, a.options)})
     if config.init.network == "train":
         said = d.model_fields_set
         network, process = Kind(d.network, d.network_options), Kind(d.process, d.process_options)
@@ -35,12 +37,17 @@ def with_ancestor(config: Config) -> Config:
         d = d.model_copy(
             update={
                 "network": spec.network.kind,
-                "network_options": dict(spec.network.options),
+                "network_options": _carried(spec.network, d.network_options),
                 "process": spec.process.kind,
                 "process_options": dict(spec.process.options),
             }
         )
     return config.model_copy(update={"autoencoder": a, "diffusion": d})
+
+
+def _carried(theirs: Kind, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's options, with the config's own of those that change no weight."""
+    return {**theirs.options, **{name: value for name, value in asked.items() if name in _NO_WEIGHTS}}
 
 
 def _agree(spec: ModelSpec, said: set[str], section: str, keys: tuple[str, str], asked: Kind, theirs: Kind) -> None:
@@ -51,6 +58,8 @@ def _agree(spec: ModelSpec, said: set[str], section: str, keys: tuple[str, str],
     room = "diffusion" if kind_key == "process" else "models"
     defaults = {name: p.default for name, p in options_of(resolve(room, theirs.kind, "build")).items()}
     for name, value in asked.options.items() if options_key in said else ():
+        if name in _NO_WEIGHTS:
+            continue
         has = theirs.options.get(name, defaults.get(name))
         if plain(value) != plain(has):
             _differ(spec, f"{section}.{options_key}.{name}", value, plain(has))

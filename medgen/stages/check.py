@@ -35,7 +35,10 @@ def check(run: Run) -> None:
             raise InputError(f"in the label model, {error}") from None
     if c.distil is not None:
         distil.check(distillation(c.distil, c.seed))
+        if c.distil.drop > 0 and c.diffusion.drop_all == c.diffusion.drop_each == 0:
+            raise InputError("distil.drop asks the model for nothing, which it was not trained on; set distil.drop: 0")
     chain.check(c.generate.steering, c.generate.guidance)
+    chain.check_nulls(c.generate.steering, c.generate.guidance, c.diffusion.drop_all, c.diffusion.drop_each)
     edits.check(c.generate.edits)
     if c.generate.masks is not None and not c.generate.masks.expanduser().exists():
         raise InputError(f"generate.masks {c.generate.masks} does not exist; name label maps, or remove the key")

@@ -77,6 +77,7 @@ def model(run: Run) -> None:
             "codec": {k: v for k, v in quality.figures(run).items() if k not in ("sizes_ml", "structures")},
             "codec_below": quality.shortfall(run),
             "ancestors": lineage(run),
+            "dropped": {"all": c.diffusion.drop_all, "each": c.diffusion.drop_each},
             "kept": {k: v for k, v in keep.read_kept(weights).items() if k != "score"},
         },
         mask={"stride": masks.stride, "centre": mean_centre(store)} if masks else {},

@@ -11,6 +11,8 @@ from medgen.models.seam import Model, Prediction
 from medgen.steering.context import Known
 from medgen.steering.passes import check_interval, together, within
 
+NEEDS_NULL = True
+
 
 def wrap(model: Model, *, scale: float = 1.0, interval: Sequence[float] = (), rescale: float = 0.0) -> Model:
     """Extrapolate from the unconditional to the conditional estimate: x0 = x0(null) + scale (x0(cond) - x0(null)).

@@ -47,6 +47,30 @@ def check(steps: Steps, guidance: float = 1.0, known: Known | None = None) -> No
             )
 
 
+def check_nulls(steps: Steps, guidance: float, drop_all: float, drop_each: float) -> None:
+    """Refuse to guide by what nothing was asked of: a null that no training ever showed the network is noise.
+
+    Args:
+        steps: the entries.
+        guidance: the short form of a ``cfg`` entry.
+        drop_all: chance with which training left out all covariates of a row.
+        drop_each: chance with which it left out each on its own.
+
+    Raises:
+        InputError: an entry needs the null, and both chances are 0.
+    """
+    if drop_all > 0 or drop_each > 0:
+        return
+    kinds = [_parts(step)[0] for step in steps if isinstance(step, Mapping)]
+    needing = [f"steering '{kind}'" for kind in kinds if _hook(kind, "NEEDS_NULL")]
+    needing = ([f"guidance {guidance:g}"] if guidance != 1 else []) + needing
+    if needing:
+        raise InputError(
+            f"{needing[0]} needs a model that was also trained without covariates; train with diffusion.drop_all or "
+            "drop_each above 0, or leave it out"
+        )
+
+
 def apply(model: Model, steps: Steps, guidance: float, context: Context) -> Model:
     """The model with all steering around it: ``guidance`` innermost, then the entries in order.
 
@@ -113,6 +137,5 @@ def _filled(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: p.default for name, p in options_of(resolve("steering", kind, "wrap")).items()} | dict(options)
 
 
-def _hook(kind: str, name: str) -> Callable[..., Any] | None:
-    found: Callable[..., Any] | None = beside("steering", kind, "wrap", name)
-    return found
+def _hook(kind: str, name: str) -> Any:
+    return beside("steering", kind, "wrap", name)

@@ -18,6 +18,8 @@ from medgen.models.seam import Model, Prediction
 from medgen.steering.context import Context, Known
 from medgen.steering.passes import check_interval, together, within
 
+NEEDS_NULL = True
+
 _SAID_IN = "steering 'composition'"
 _KEYS = ("where", "weight")
 

@@ -14,6 +14,8 @@ from medgen.models.seam import Model, Prediction
 from medgen.steering.context import Known
 from medgen.steering.passes import check_interval, together, within
 
+NEEDS_NULL = True
+
 
 def wrap(model: Model, *, weights: Mapping[str, float] = MappingProxyType({}), interval: Sequence[float] = ()) -> Model:
     """Weigh what each column adds to the others: x0 = x0(all) + sum_k (w_k - 1) (x0(all) - x0(all but k)).

@@ -85,8 +85,8 @@ class AutoencoderTask:
         image, *label = self.sampler(step).arrays
         ids = label[0][:, 0] if label else None
         encoded = self.codec.encode(image, ids)
-        # The draw is keyed by the step, so that a resumed training repeats it.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        # The draw is keyed by the step, so that a resumed training repeats it, and by the process.
+        generator = torch.Generator().manual_seed((self.seed + 7919 * self.sampler.rank) * 1_000_003 + step)
         noise = torch.randn(encoded.mean.shape, generator=generator).to(self.device)
         decoded = self.codec.decode(encoded.sample(noise))
         loss, parts = self._reconstruction(decoded, image)

@@ -5,6 +5,7 @@ which step and which average they are and what was measured of them.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class BestKeeper:
             return False
         copies = figures.get("copies", 0.0) if figures.get("memorised", 0.0) > 0 else 0.0
         # Among those that copy, the loss decides nothing before the copies do.
-        score = [figures.get("memorised", 0.0), copies, figures["loss"]] if judged else [0.0, 0.0, 0.0]
+        loss = figures["loss"] if judged else 0.0
+        worst = math.inf if math.isnan(loss) else loss
+        score = [figures.get("memorised", 0.0), copies, worst] if judged else [0.0, 0.0, 0.0]
         if judged and self.score is not None and score >= self.score:
             return False
         self.score, profile = score, self.profile(figures)

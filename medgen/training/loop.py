@@ -223,6 +223,7 @@ def train(
         share = schedule.share(step, now)
         last = share >= 1.0
         if log is None:
+            figures.clear()
             continue
         if step % schedule.log_every == 0 or last:
             means = {key: float(torch.stack(values).float().mean()) for key, values in figures.items()}

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from medgen import config, pipeline
 from medgen.cli import app
 from medgen.errors import InputError
-from medgen.files import read_json
+from medgen.files import read_json, write_json
 from medgen.generation.distil import Distillation, distil
 from medgen.generation.generator import Generator
 from medgen.generation.model import read_spec
@@ -82,6 +82,16 @@ def test_faults_are_named_before_anything_runs(tmp_path, tiny_run):
     with pytest.raises(InputError, match="nothing to teach"):
         pipeline.run_experiment(config.build(raw, "test"), folder=tmp_path / "run")
     assert not (tmp_path / "run" / "prepared").exists()
+
+
+def test_a_teacher_steered_to_values_of_its_own_is_refused(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    raw = read_json(tmp_path / "model" / "model.json")
+    conditions = [{"where": {"ventricles_ml": 40.0}, "weight": 1.0}]
+    raw["sampling"]["steering"] = [{"kind": "composition", "conditions": conditions}]
+    write_json(tmp_path / "model" / "model.json", raw)
+    with pytest.raises(InputError, match="steered to a 'ventricles_ml' of its own"):
+        distil(tmp_path / "model", tmp_path / "out", Distillation(steps=2, teacher_steps=4), Schedule(2))
 
 
 def test_the_command_writes_a_model_folder(tiny_run, tmp_path):

@@ -13,7 +13,7 @@ from medgen.cohort.requests import plan
 from medgen.errors import InputError
 from medgen.files import read_json, sha256_file, write_json
 from medgen.generation.dataset import Shard, generate
-from medgen.generation.generator import Generator
+from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import load_model
 from medgen.sampling.noise import Key
 from medgen.steering import chain
@@ -186,7 +186,24 @@ def test_the_config_is_checked_before_anything_runs(tmp_path):
         run([{"kind": "threshold", "limitt": 2}])
     with pytest.raises(InputError, match="would multiply"):
         run([{"kind": "cfg", "scale": 2.0}], guidance=2.0)
+    without_null = {**TINY, "diffusion": {**TINY["diffusion"], "drop_all": 0.0, "drop_each": 0.0}}
+    with pytest.raises(InputError, match=r"guidance .* needs a model that was also trained without covariates"):
+        pipeline.run_experiment(config.build(without_null, "tiny"), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_null_is_not_guided(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    raw = read_json(tmp_path / "model" / "model.json")
+    assert raw["trained_on"]["dropped"] == {"all": 0.1, "each": 0.1}
+    raw["trained_on"]["dropped"] = {"all": 0.0, "each": 0.0}
+    write_json(tmp_path / "model" / "model.json", raw)
+    drawing = Drawing("euler", {}, 2, 1.0)
+    Generator.load(tmp_path / "model", device="cpu", drawing=drawing)
+    steering = ({"kind": "per_covariate", "weights": {"age": 2.0}},)
+    for guided in (replace(drawing, guidance=2.0), replace(drawing, steering=steering)):
+        with pytest.raises(InputError, match="needs a model that was also trained without covariates"):
+            Generator.load(tmp_path / "model", device="cpu", drawing=guided)
 
 
 def test_a_run_keeps_its_steering_in_the_model_by_a_relative_path(tiny_run, tmp_path):

@@ -121,6 +121,13 @@ def test_the_same_said_twice_is_no_difference(tiny_run):
     same = {"autoencoder": {"kind": "wavelet", "options": {"label_width": 4, "channels": (8, 16)}}}
     cfg = ancestor.with_ancestor(starting(tiny_run / "model", **same))
     assert cfg.autoencoder.options == TINY["autoencoder"]["options"]
+    training = {"diffusion": {"network_options": {"checkpointing": True, "dropout": 0.2}}}
+    cfg = ancestor.with_ancestor(starting(tiny_run / "model", **training))
+    assert cfg.diffusion.network_options == {
+        **TINY["diffusion"]["network_options"],
+        "checkpointing": True,
+        "dropout": 0.2,
+    }
     other = {"diffusion": {"process_options": {"shift": 7.0}}}
     free = starting({"model": str(tiny_run / "model"), "network": "fresh"}, **other)
     assert ancestor.with_ancestor(free).diffusion.process_options == {"shift": 7.0}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medgen.diffusion import edm, flow, vp
+from medgen.errors import InputError
 from medgen.registry import check_options, kinds, resolve
 from medgen.sampling import euler, heun
 from medgen.sampling.noise import Key, streams
@@ -133,6 +134,14 @@ def test_each_process_of_a_distributed_training_has_paths_of_its_own(tmp_path):
     )
     assert not torch.equal(first.paths(0), second.paths(0))
     assert torch.equal(first.held_out(0), second.held_out(0))
+
+
+def test_a_student_learns_without_dropout_and_without_a_level_twice(tmp_path):
+    assert not task(tmp_path, "trajectory").student.training
+    loss = resolve(ROOM, "trajectory", "loss")
+    how = {"batch": 2, "reuse": 8, "learning_rate": 0.01, "drop": 0.0, "seed": 0}
+    with pytest.raises(InputError, match="in 50 steps this process repeats a noise level"):
+        DistilTask(teacher(flow.build(shift=12.0)), loss, tmp_path / "many", steps=50, **how)
 
 
 def test_the_objectives_are_found_by_name():

@@ -80,6 +80,11 @@ def test_the_best_validation_before_copying_is_kept(tmp_path):
     assert load_kept(tmp_path / NAME, net)["weight"].item() == 200
     said = read_kept(tmp_path / NAME)
     assert (said["step"], said["average"], said["figures"]["loss"]) == (200, "short", 0.4)
+    assert not k.see(500, averages(net, 500), {"loss": float("nan")}, last=False)
+    first = keeper(tmp_path / "first", net)
+    first.starts(0)
+    assert first.see(100, averages(net, 1), {"loss": float("nan")}, last=False)
+    assert first.see(200, averages(net, 2), {"loss": 3.0}, last=False), "any number is better than none"
     again = keeper(tmp_path, net)
     again.starts(150)  # what was kept of step 200 will be seen again
     assert again.see(160, averages(net, 160), {"loss": 0.45}, last=False)

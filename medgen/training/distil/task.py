@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from medgen.diffusion.process import Process
+from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Sampler
 from medgen.sampling import euler
@@ -84,13 +85,16 @@ class DistilTask:
     ) -> None:
         self.teacher, self.objective, self.steps, self.batch, self.reuse = teacher, objective, steps, batch, reuse
         self.drop, self.seed, self.own = drop, seed, f"paths-{rank}"
-        self.student = deepcopy(teacher.network).train().requires_grad_(True)
+        # In evaluation mode: what it learns is a map without noise, which dropout would only blur.
+        self.student = deepcopy(teacher.network).eval().requires_grad_(True)
         self.device = next(self.student.parameters()).device
         self.modules: Mapping[str, torch.nn.Module] = {"network": self.student}
         self.optimisers: Mapping[str, torch.optim.Optimizer] = {
             "network": adamw(self.student.parameters(), learning_rate, weight_decay=0.0, device=self.device)
         }
         self.times = time_of(levels(teacher.process, steps, self._asked(self.own, range(1))))
+        if (self.times.diff() == 0).any():
+            raise InputError(f"distil: in {steps} steps this process repeats a noise level; take fewer")
         self.paths = Paths(lambda chunk: self._draw(self.own, self._numbers(chunk)), folder / self.own)
         self.held_out = Paths(lambda chunk: self._draw("held-out", range(_HELD_OUT)), folder / "held-out")
 
