@@ -1,12 +1,16 @@
 """Augmented copies of whole cases, which the latent diffusion model learns from beside the cases themselves.
 
 A patch in training is warped linearly, which blurs it a little; a codec that sees such patches too takes no harm. But
-samples look like what the diffusion model has seen, so copies are warped by cubic B-splines, and padding and the
-background of skull-stripped brains stay exactly what they were.
+samples look like what the diffusion model has seen, so copies are warped by cubic B-splines, padding and the background
+of skull-stripped brains stay exactly -1, and a copy ends where its case does: crops whose ends were turned with them
+would teach the model to draw turned ends.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from medgen.prepare.resample import resample_image, resample_label
 from medgen.store import augment, warp
@@ -17,13 +21,10 @@ VERSION = 1
 
 _NOTHING = -1.0
 
-Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray]
-"""Image, label ids or None, and where the case's files reach."""
-
 
 def augmented(
     image: np.ndarray, ids: np.ndarray | None, reached: np.ndarray, augmentation: Augmentation, key: tuple[int, ...]
-) -> Arrays:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """One augmented copy of a case, a pure function of its arguments.
 
     Args:
@@ -34,27 +35,60 @@ def augmented(
         key: of the random numbers; its first entry is the experiment's seed.
 
     Returns:
-        The same three of the copy; what comes from beyond the grid is padding.
+        Image and label ids of the copy, which reaches where the case does. Slivers that come from beyond the case
+        repeat its outermost voxels.
     """
     extent = image.shape[1:]
     draws = augment.draw(augmentation, np.random.default_rng(list(key)), 1, len(image))
     matrix = np.eye(4)
     matrix[:3, :3] = draws.linear[0]
     matrix[:3, 3] = warp.origins(draws.linear, draws.shift, np.zeros((1, 3)), extent)[0]
-    made = np.stack([resample_image(c, matrix, extent, fill=_NOTHING, interpolation="bspline") for c in image])
-    holds = np.stack([resample_label((c > _NOTHING).astype(np.uint8), matrix, extent) for c in image]).astype(bool)
-    patch = torch.from_numpy(made)
+    extended = _Extension.of(reached, matrix)
+    made, holds = [], []
+    for channel in image:
+        whole = extended(channel)
+        made.append(resample_image(whole, extended.matrix, extent, fill=_NOTHING, interpolation="bspline"))
+        holds.append(resample_label((whole > _NOTHING).astype(np.uint8), extended.matrix, extent) > 0)
+    patch = torch.from_numpy(np.stack(made))
     bank = NoiseBank(key[0], patch[0].numel(), patch.device) if augmentation.noise > 0 else None
     augment.recolour_patch(patch, draws, 0, bank)
-    made = np.where(holds, made.clip(-1.0, 1.0), _NOTHING).astype(np.float32)
-    return made, _warped_ids(ids, matrix), resample_label(reached.astype(np.uint8), matrix, extent).astype(bool)
-
-
-def _warped_ids(ids: np.ndarray | None, matrix: np.ndarray) -> np.ndarray | None:
-    """Label ids; where the original is unknown, or lies beyond the grid of one that is, the copy is unknown too."""
+    copy = np.where(np.stack(holds) & reached, patch.numpy().clip(-1.0, 1.0), _NOTHING).astype(np.float32)
     if ids is None or not (ids >= 0).any():
-        return ids
-    if (ids >= 0).all():
-        return resample_label(ids, matrix, ids.shape)
-    known = resample_label((ids >= 0).astype(np.uint8), matrix, ids.shape)
-    return np.where(known, resample_label(np.maximum(ids, 0), matrix, ids.shape), -1).astype(ids.dtype)
+        return copy, ids
+    whole = extended(ids)
+    known = resample_label((whole >= 0).astype(np.uint8), extended.matrix, extent) > 0
+    warped = np.where(known, resample_label(np.maximum(whole, 0), extended.matrix, extent), -1)
+    return copy, np.where(reached, warped, ids).astype(ids.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Extension:
+    """A case continued beyond its ends, as far as a warp looks, by its outermost voxels.
+
+    Attributes:
+        nearest: (3, X, Y, Z) for each voxel the nearest one that the case's files reach; None where they reach all.
+        margin: (3,) voxels added on either side of the grid.
+        matrix: (4, 4) of the warp, to indices of what is continued.
+    """
+
+    nearest: np.ndarray | None
+    margin: np.ndarray
+    matrix: np.ndarray
+
+    @staticmethod
+    def of(reached: np.ndarray, matrix: np.ndarray) -> "_Extension":
+        nearest = None
+        if not reached.all() and reached.any():
+            nearest = ndimage.distance_transform_edt(~reached, return_distances=False, return_indices=True)
+        last = np.array(reached.shape) - 1.0
+        low, high = warp.reach(matrix[:3, :3], reached.shape)
+        beyond = np.maximum(-(matrix[:3, 3] + low), matrix[:3, 3] + high - last)
+        margin = np.ceil(np.maximum(beyond, 0.0)).astype(int)
+        moved = matrix.copy()
+        moved[:3, 3] += margin
+        return _Extension(nearest, margin, moved)
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) of the case, continued."""
+        inner = array if self.nearest is None else array[tuple(self.nearest)]
+        return np.pad(inner, [(m, m) for m in self.margin.tolist()], mode="edge")

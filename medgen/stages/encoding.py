@@ -14,7 +14,7 @@ from medgen.prepare.grid import GeometryRecord
 from medgen.prepare.padding import reached
 from medgen.stages.ancestor import start_statistics
 from medgen.stages.codec import trained_codec
-from medgen.stages.copies import Arrays, augmented
+from medgen.stages.copies import augmented
 from medgen.stages.masks import follows_masks
 from medgen.stages.run import Run
 from medgen.store.augment import Augmentation
@@ -93,8 +93,7 @@ def _encodables(run: Run, i: int, copies: int) -> Iterator[_Encodable]:
         ids = store.label(i).astype(np.int16) if case.has_label else np.full(store.shape, -1, dtype=np.int16)
     there = reached(GeometryRecord.from_json(case.geometry))
 
-    def encodable(k: int, arrays: Arrays, volumes: Mapping[str, float] | None) -> _Encodable:
-        image, ids, there = arrays
+    def encodable(k: int, image: np.ndarray, ids: np.ndarray | None, volumes: Mapping[str, float] | None) -> _Encodable:
         label = None if ids is None else torch.from_numpy(ids)[None].long().to(device)
         return _Encodable(
             k,
@@ -104,13 +103,13 @@ def _encodables(run: Run, i: int, copies: int) -> Iterator[_Encodable]:
             volumes,
         )
 
-    yield encodable(0, (image, ids, there), None)
+    yield encodable(0, image, ids, None)
     if not copies or augment is None:
         return
     augmentation = Augmentation(**augment, spacing_mm=store.spacing_mm)
     for k in range(1, copies + 1):
-        made = augmented(image, ids, there, augmentation, (run.config.seed, i, k))
-        yield encodable(k, made, _volumes_again(run, i, ids, made[1]) if case.has_label else None)
+        made, label = augmented(image, ids, there, augmentation, (run.config.seed, i, k))
+        yield encodable(k, made, label, _volumes_again(run, i, ids, label) if case.has_label else None)
 
 
 def _volumes_again(run: Run, i: int, before: np.ndarray | None, after: np.ndarray | None) -> Mapping[str, float] | None:
