@@ -60,7 +60,7 @@ def alone(lock: Path, refusal: str) -> Iterator[None]:
         InputError: another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
+    held = FileLock(lock, fallback_to_soft=False)  # a mere file would outlive a killed job
     try:
         held.acquire(timeout=0)
     except Timeout:

@@ -1,5 +1,6 @@
 """Files are whole or not there, JSON is JSON, and a table cannot name what lies outside its folder."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -55,6 +56,17 @@ def test_one_process_is_alone_and_a_kill_leaves_no_lock(tmp_path: Path) -> None:
     with alone(lock, "busy"):
         pass
     assert not lock.exists()
+
+
+def test_a_file_system_without_locks_gives_none_and_no_file_stays(tmp_path: Path, monkeypatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with alone(tmp_path / ".lock", "busy"), alone(tmp_path / ".lock", "busy"):
+        pass
+    with alone(tmp_path / ".lock", "busy"):
+        pass
 
 
 def test_atomic_keeps_suffixes_and_makes_folders(tmp_path: Path) -> None:

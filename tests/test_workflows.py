@@ -47,6 +47,14 @@ def test_training_on_both_ends_with_a_dice_for_every_label(recipe, phantoms):
     assert set(scores) == {"CSF", "GM", "WM", "Ventricles"} and all(0 <= s <= 1 for s in scores.values())
 
 
+def test_real_and_synthetic_rows_of_other_columns_join_in_a_batch(recipe, tiny_run):
+    real, made = (medgen.datalist(tiny_run / folder) for folder in ("cohort", "synthetic"))
+    assert real[0].keys() != made[0].keys()
+    small = ("--steps", "3", "--batch", "2", "--patch", "16", "--spacing", "8", "--device", "cpu")
+    result = invoke(recipe, tiny_run / "cohort", "--synthetic", tiny_run / "synthetic", *small)
+    assert result.exit_code == 0, result.output
+
+
 def test_synthetic_cases_are_mixed_in_by_ratio_and_stratum(recipe, phantoms):
     small = ("--steps", "2", "--batch", "1", "--patch", "16", "--spacing", "8", "--device", "cpu")
     result = invoke(recipe, phantoms, "--synthetic", phantoms, *small, "--ratio", "2", "--by", "age:100")

@@ -29,6 +29,7 @@ from monai.transforms import (
     NormalizeIntensityd,
     Orientationd,
     RandSpatialCropd,
+    SelectItemsd,
     Spacingd,
     SpatialPadd,
 )
@@ -56,7 +57,8 @@ def train_with_synthetic(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Train a small UNet and print its Dice a label on held-out real cases."""
-    names = medgen.read_cohort(real).label_names
+    cohort = medgen.read_cohort(real)
+    names = cohort.label_names
     if not names:
         raise typer.BadParameter(f"{real} names no labels; add a dseg.tsv or a dataset.json")
     real_rows = [row for row in medgen.datalist(real) if "label" in row]  # medgen, line 1: any format it reads
@@ -68,14 +70,14 @@ def train_with_synthetic(
 
     set_determinism(seed)
     size = (max(8, patch // 8 * 8),) * 3
-    channels = len(train[0]["image"]) if isinstance(train[0]["image"], list) else 1
     read = reading(sorted(names), spacing, size)
     crop = RandSpatialCropd(KEYS, roi_size=size, random_size=False)
     mix = mixing(ratio, by) if synthetic_rows else {"ratio": 0.0}
     cached = partial(CacheDataset, progress=False)
     # medgen, line 3: the real cases, and others of the synthetic ones in every epoch
     patches = medgen.MixedDataset(train, synthetic_rows, Compose([*read, crop]), **mix, dataset=cached, seed=seed)
-    net = UNet(3, channels, len(names) + 1, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=1).to(device)
+    shape = {"channels": (16, 32, 64, 128), "strides": (2, 2, 2), "num_res_units": 1}
+    net = UNet(3, len(cohort.channels), len(names) + 1, **shape).to(device)
     fit(net, DataLoader(patches, batch_size=batch, sampler=patches.sampler), steps, learning_rate, device)
     for name, score in zip((names[v] for v in sorted(names)), dice(net, test, read, size, device), strict=True):
         print(f"{name:24} Dice {score:.3f}")
@@ -105,6 +107,7 @@ def split(rows: list[Row], run: Path | None, seed: int) -> tuple[list[Row], list
 def reading(values: list[int], spacing_mm: float, size: tuple[int, int, int]) -> list[Any]:
     """From files to arrays: RAS+, one voxel size, labels 0, 1, 2, ..., mean 0 and deviation 1."""
     return [
+        SelectItemsd(KEYS),  # real and synthetic rows have other columns beside, which no batch could join
         LoadImaged(KEYS, image_only=True, ensure_channel_first=True),
         Orientationd(KEYS, axcodes="RAS", labels=None),
         Spacingd(KEYS, pixdim=(spacing_mm,) * 3, mode=("bilinear", "nearest")),

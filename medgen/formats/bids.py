@@ -14,6 +14,7 @@ from medgen.formats.bids_labels import Choice, read_labels
 from medgen.formats.bids_names import (
     NOT_IMAGES,
     Name,
+    Session,
     check_place,
     nifti_files,
     parse,
@@ -24,7 +25,7 @@ from medgen.formats.bids_names import (
     channels as name_channels,
 )
 from medgen.formats.bids_tables import read_covariates
-from medgen.formats.bids_write import BidsWriter
+from medgen.formats.bids_write import CHANNELS, BidsWriter
 from medgen.formats.writer import DatasetInfo, Writer
 
 
@@ -67,12 +68,16 @@ def read(
     choice = Choice(_words(label_derivative), _words(label_suffix), _words(label_desc), dict(label_entity or {}))
     notes: list[str] = []
     found = sessions(_images(path, datatype, notes))
-    picked, names = name_channels(found, _words(channels) or None)
+    own = _own_channels(path, found) if channels is None else {}
+    picked, names = name_channels(found, _words(channels) or tuple(own.values()) or None)
+    if own:
+        said = {tail: channel for channel, tail in own.items()}
+        picked, names = [{said[c]: n for c, n in p.items()} for p in picked], tuple(said[c] for c in names)
     kept = [(s, p) for s, p in zip(found, picked, strict=True) if p]
     if len(kept) < len(found):
         notes.append(f"{len(found) - len(kept)} cases have none of the channels {', '.join(names)} and are left out")
     variants = sorted({c for c in names if "_" in c})
-    if variants and channels is None:
+    if variants and channels is None and not own:
         notes.append(f"some sessions hold several images of one kind, each a channel: {', '.join(variants)}")
     cases = [s for s, _ in kept]
     table = read_covariates(path, cases, columns, _words(texts))
@@ -124,6 +129,18 @@ def _images(root: Path, datatype: str, notes: list[str]) -> list[Name]:
     if odd:
         notes.append(f"{len(odd)} files have no BIDS name and are left out, for example {odd[0].name}")
     return names
+
+
+def _own_channels(root: Path, found: Sequence[Session]) -> dict[str, str]:
+    """Channel -> variant or suffix of its files, in order, of a dataset that medgen wrote; empty for others."""
+    path = root / "dataset_description.json"
+    by = read_json(path).get("GeneratedBy") if path.is_file() and isinstance(read_json(path), dict) else None
+    first = by[0] if isinstance(by, list) and by and isinstance(by[0], dict) else {}
+    told = first.get(CHANNELS) if first.get("Name") == "medgen" else None
+    there = {word for s in found for n in s.images for word in (n.variant, n.suffix)}
+    if not isinstance(told, dict) or len(set(map(str, told.values()))) < len(told):
+        return {}
+    return {str(channel): str(tail) for channel, tail in told.items() if str(tail) in there}
 
 
 def _name(root: Path) -> str:

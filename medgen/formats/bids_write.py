@@ -24,6 +24,8 @@ from medgen.formats.writer import DatasetInfo, Ledger, check_sample, refresh
 from medgen.volume import write_volume
 
 BIDS_VERSION = "1.10.0"
+CHANNELS = "Channels"
+""""GeneratedBy" says under it which file names, without subject and ending, are which channels, in order."""
 _OURS = ("contact_sheet.png", "medgen_gates", "medgen_gates/**")
 _SUFFIXES = re.compile(
     r"T1w|T2w|PDw|T2starw|FLAIR|inplaneT[12]|PDT2|angio|T2star|FLASH|PD|UNIT1|T1rho|Chimap|MTsat|"
@@ -96,6 +98,7 @@ class BidsWriter:
 
     def _description(self) -> dict[str, Any]:
         by = {"Name": "medgen", **{k: v for k, v in self.info.generated_by.items() if k != "SkullStripped"}}
+        by[CHANNELS] = dict(self._tails)  # names and their order, which file names alone do not tell
         return {
             "Name": self.info.name,
             "BIDSVersion": BIDS_VERSION,

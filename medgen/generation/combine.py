@@ -44,11 +44,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Combined:
-    """What a dataset holds: real and synthetic cases, and why real cases were left out, in words."""
+    """What a dataset holds: real and synthetic cases, why real cases were left out, in words, and how many folds."""
 
     real: int
     synthetic: int
     left_out: tuple[str, ...]
+    folds: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def combine(
                 background.write(replace(sample, sidecar={**sample.sidecar, "source": piece.source}))
     if on_progress:
         on_progress(len(pieces), len(pieces))
-    return Combined(len(ids), len(pieces) - len(ids), tuple(left_out))
+    return Combined(len(ids), len(pieces) - len(ids), tuple(left_out), len(sides))
 
 
 def _usable(cohort: Cohort, sides: Sequence[Mapping[str, str]], info: DatasetInfo) -> tuple[list[Case], list[str]]:

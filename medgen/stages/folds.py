@@ -1,6 +1,7 @@
 """Fold by fold: a model for each fold that saw none of its validation cases, and one dataset of all of them."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from medgen import config as configs
@@ -92,7 +93,26 @@ def combine_run(folder: Path, out: Path, *, format: str, on_progress: StageProgr
 def told(found: Combined) -> str:
     """A combined dataset in words."""
     more = f"; real cases left out: {', '.join(found.left_out)}" if found.left_out else ""
+    if found.folds == 1:
+        more += "; there is fold 0 only, and any other fold would validate on synthetic cases"
     return f"{found.real} real and {found.synthetic} synthetic cases{more}"
+
+
+def check_unseen(folder: Path, case_ids: Iterable[str]) -> None:
+    """Refuse a model, by the folder of its run, that has seen one of the cases.
+
+    Raises:
+        InputError: it has, or its run is not there.
+    """
+    if not (folder / "prepared" / INDEX).is_file():
+        raise InputError(f"{folder / 'prepared'} does not exist; finish the run first")
+    apart = {case.case_id for case in Prepared.open(folder / "prepared").cases if case.split == "test"}
+    seen = next((case_id for case_id in case_ids if case_id not in apart), None)
+    if seen is not None:
+        raise InputError(
+            f"the model in {folder} was trained when {seen} was not held out for it: the cohort, the seed or the folds "
+            "have changed since; run the experiment again first"
+        )
 
 
 def _combine(run: Run, out: Path, format: str) -> Combined:
@@ -106,6 +126,8 @@ def _combine(run: Run, out: Path, format: str) -> Combined:
         sides = outer(run, cohort)
         folders = [run.folder / f"fold-{n}" for n in range(1, len(sides) + 1)]
         prefixes = [f"fold{n}" for n in range(1, len(sides) + 1)]
+        for folder, fold in zip(folders, sides, strict=True):
+            check_unseen(folder, [case_id for case_id, side in fold.items() if side == "val"])
     kind = run.config.generate.format
     parts = []
     for number, (folder, prefix) in enumerate(zip(folders, prefixes, strict=True)):

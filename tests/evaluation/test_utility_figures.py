@@ -10,7 +10,7 @@ from medgen.errors import InputError
 from medgen.evaluation.alike import pairs_alike
 from medgen.evaluation.utility import table
 from medgen.evaluation.utility.compare import METRICS, difference, scores, two_way_bootstrap
-from medgen.evaluation.utility.measure import hd95_mm
+from medgen.evaluation.utility.measure import hd95_mm, measure_cases
 from medgen.evaluation.utility.plot import write_plot
 from medgen.evaluation.utility.samples import copy_rates
 from medgen.evaluation.utility.strata import strata_of
@@ -19,6 +19,32 @@ from medgen.evaluation.utility.trial import Trial, trials
 from medgen.store.prepared import Prepared
 
 LABELS = ("head", "tail")
+
+
+def test_what_is_made_up_in_a_case_without_the_structure_counts_in_its_volume(tiny_run):
+    store = Prepared.open(tiny_run / "prepared")
+    label = np.asarray(store.label(0))
+    absent = np.where(label == 4, 3, label)
+
+    class Bare:
+        folder, cases, label_names = store.folder, store.cases, store.label_names
+        spacing_mm = store.spacing_mm
+
+        def label(self, i):
+            return absent
+
+        def image(self, i):
+            return store.image(i)
+
+    class Finds:
+        def __init__(self, found):
+            self.predict = lambda image: found
+
+    (right,), (wrong,) = (measure_cases(Bare(), [0], Finds(found)) for found in (absent, label))
+    for row in (right, wrong):
+        assert row["dice"]["Ventricles"] is None and row["hd95_mm"]["Ventricles"] is None
+    assert right["found_ml"]["Ventricles"] == 0 < wrong["found_ml"]["Ventricles"]
+    assert right["dice"]["GM"] == 1.0 and wrong["true_ml"]["Ventricles"] == 0
 
 
 def result(trial, dice, off=0.0):

@@ -58,6 +58,21 @@ def test_what_is_written_reads_back(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_channels_come_back_by_name_and_in_order(kind: str, tmp_path: Path) -> None:
+    names = ("FLAIR", "T1w", "acq-highres_T2w", "T1gd")
+    info = DatasetInfo("s", names, {}, Schema(), {"Name": "medgen"})
+    images = {name: volume(i) for i, name in enumerate(names)}
+    writer = open_writer(kind, tmp_path, info)
+    for i in range(2):
+        writer.write(sample(f"syn{i:06d}", images=images, label=None, covariates={}))
+    writer.close()
+    cohort = read_cohort(tmp_path)
+    assert cohort.channels == names and not cohort.notes
+    loaded = load_case(cohort.cases[1], names)
+    assert all(np.array_equal(loaded.images[name].data, images[name].data) for name in names)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_the_sidecar_is_the_commit(kind: str, tmp_path: Path) -> None:
     writer = open_writer(kind, tmp_path, INFO)
     assert writer.committed() == writer.uncommitted() == set()
@@ -165,9 +180,12 @@ def test_bids_layout(tmp_path: Path) -> None:
         "sub-a/anat/sub-a_T2w.nii.gz",
     }
     description = json.loads((tmp_path / "dataset_description.json").read_text())
-    assert description["DatasetType"] == "derivative" and description["GeneratedBy"] == [{"Name": "medgen"}]
+    assert description["DatasetType"] == "derivative" and description["GeneratedBy"] == [
+        {"Name": "medgen", "Channels": {"MRI (3T)": "MRI3T", "T2w": "T2w"}}
+    ]
     assert json.loads((tmp_path / "T2w.json").read_text()) == {"SkullStripped": True}
     assert (tmp_path / "participants.tsv").read_text() == "participant_id\tz\nsub-a\t1.5\n"
+    assert read_cohort(tmp_path).channels == ("MRI (3T)", "T2w")
     assert load_case(read_cohort(tmp_path).cases[0], ("T2w",)).images["T2w"].shape == SHAPE
     for channels in (("a b", "ab"), ("dseg",), ("!",)):
         with pytest.raises(InputError, match="distinct BIDS file names"):

@@ -194,6 +194,18 @@ def test_a_request_widens_the_range_of_volumes_and_holds_the_draw_to_it(learnt):
     assert gates.judge(replace(large, requested={"front_ml": (asked, asked)})).accepted
 
 
+def test_an_unlabelled_case_does_not_say_that_a_structure_may_be_absent():
+    known = [case(seed) for seed in range(12)]
+    bare = replace(case(99), label=None, measured={})
+    gates = Gates.of(spec_of(learn([*known, bare])), Setting({"volumes": True}, others=False))
+    missing = case(2000)
+    missing = replace(missing, measured={**missing.measured, "front_ml": 0.0})
+    assert "volumes" in gates.judge(missing).faults
+    without = [replace(c, measured={k: v for k, v in c.measured.items() if k != "front_ml"}) for c in known[:3]]
+    lacking = Gates.of(spec_of(learn([*known[3:], *without])), Setting({"volumes": True}, others=False))
+    assert lacking.judge(missing).accepted, "some of the cohort's own have none"
+
+
 def test_a_range_is_answered_by_everything_in_it(learnt):
     gates = Gates.of(spec_of(learnt), Setting({"request": {"tolerance": 1.0}}, others=False))
     seen, law = case(2000), Law(**learnt["request"]["laws"]["front_ml"])

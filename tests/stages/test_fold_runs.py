@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from medgen import config, pipeline
 from medgen.cli import app
 from medgen.errors import InputError
 from medgen.files import read_json
+from medgen.stages.folds import combine_run
 from medgen.store.prepared import Prepared
 from tests.tiny import TINY
 from tests.validators import check_nnunet
@@ -81,6 +83,17 @@ def test_a_second_run_does_nothing_and_other_formats_follow(folded, tmp_path):
     assert "6 real and 4 synthetic cases" in result.output
     listed = json.loads((tmp_path / "out" / "datalist_fold1.json").read_text())["training"]
     assert len(listed) == 8 and sum(e["fold"] == 1 for e in listed) == 3
+
+
+def test_a_model_that_saw_what_validates_its_fold_is_not_combined(folded, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(folded[0], other)
+    raw = yaml.safe_load((other / "config.yaml").read_text())
+    raw["seed"] += 1  # as a run that was started anew and killed leaves it
+    (other / "config.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(InputError, match="was not held out for it"):
+        combine_run(other, tmp_path / "out", format="bids", on_progress=lambda *_: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plain_run_combines_by_its_own_split(tiny_run, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -216,6 +217,14 @@ def test_the_command(evaluated, phantoms, tmp_path):
     ):
         failed = CliRunner().invoke(cli.app, [*words[:4], *more])
         assert isinstance(failed.exception, InputError) and sentence in str(failed.exception), more
+
+
+def test_a_cohort_that_holds_synthetic_cases_is_refused(phantoms):
+    r = Run(config.build(experiment(phantoms), "test"), phantoms, lambda *_: None)
+    cohort = data.read_columns(r)
+    mixed = cohort.with_cases((replace(cohort.cases[0], synthetic=True), *cohort.cases[1:]))
+    with pytest.raises(InputError, match="holds synthetic cases"):
+        views.views(r, mixed)
 
 
 def test_a_cohort_without_labels_is_refused(tmp_path):

@@ -109,7 +109,7 @@ def difference(
     pairs = [(ours.seeds.index(s), theirs.seeds.index(s)) for s in seeds]
     left, right = [p[0] for p in pairs], [p[1] for p in pairs]
     of = {m: ours.values[m][left] - theirs.values[m][right] for m in METRICS}
-    # Means over labels first, each side over its own: a label that one side lacks in a case is a difference too.
+    # Means over labels first. What is undefined is so on both sides: the case itself lacks the label.
     means = {m: ours.mean(m)[left] - theirs.mean(m)[right] for m in METRICS}
     said: dict[str, Any] = {m: two_way_bootstrap(means[m], groups).to_json() for m in METRICS}
     said["by_label"] = {

@@ -13,7 +13,7 @@ from medgen.prepare.grid import GeometryRecord
 from medgen.segment.segmenter import Segmenter
 from medgen.store.prepared import Prepared
 
-VERSION = 1
+VERSION = 2
 """Of these figures: raise it when the same segmenter and cases give others."""
 
 
@@ -30,7 +30,9 @@ def measure_cases(
 
     Returns:
         For each case its ``case`` (the key, no id of the cohort) and by label name ``dice``, ``hd95_mm``, ``true_ml``
-        and ``found_ml`` (volumes in the subject's own space).
+        and ``found_ml`` (volumes in the subject's own space). Overlap and distance are undefined where the case does
+        not have the label, whatever was found: so every segmenter is averaged over the same cases, and what is found
+        all the same counts in the volumes.
     """
     rows = []
     for done, i in enumerate(cases, start=1):
@@ -42,8 +44,8 @@ def measure_cases(
         overlap = dice(found, label, ids)
         for k, name in zip(ids, store.label_names[1:], strict=True):
             a, b = found == k, label == k
-            row["dice"][name] = _known(overlap[k - 1])
-            row["hd95_mm"][name] = _known(hd95_mm(a, b, store.spacing_mm))
+            row["dice"][name] = _known(overlap[k - 1]) if b.any() else None
+            row["hd95_mm"][name] = _known(hd95_mm(a, b, store.spacing_mm)) if b.any() else None
             row["true_ml"][name] = round(float(b.sum()) * voxel_ml, 6)
             row["found_ml"][name] = round(float(a.sum()) * voxel_ml, 6)
         rows.append({"case": store.cases[i].key, **row})
@@ -54,8 +56,8 @@ def measure_cases(
 def hd95_mm(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """The larger of the two directed 95th percentiles of distances between surfaces, in mm.
 
-    NaN where both masks (X, Y, Z) are empty. Where one is, the diagonal of the grid: a structure that was missed, or
-    made up, must not count less than one that was found badly.
+    NaN where both masks (X, Y, Z) are empty. Where one is, the diagonal of the grid: a structure that was missed must
+    not count less than one that was found badly.
     """
     if not a.any() and not b.any():
         return float("nan")

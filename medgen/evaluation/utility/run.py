@@ -12,7 +12,7 @@ from medgen.errors import InputError
 from medgen.evaluation.utility import measure
 from medgen.evaluation.utility.arms import ARMS, MIXES, Material
 from medgen.evaluation.utility.trial import Trial
-from medgen.files import digest, read_json, write_json
+from medgen.files import alone, digest, read_json, write_json
 from medgen.segment import train as training
 from medgen.segment.randomise import Randomisation
 from medgen.segment.segmenter import Segmenter
@@ -81,6 +81,12 @@ def run_trial(bench: Bench, trial: Trial, material: Material, inputs: Any, tell:
     Raises:
         InputError: what training says of its cases.
     """
+    folder = bench.folder / trial.name
+    with alone(folder / ".lock", f"{folder} is being made by another process; wait until it is done"):
+        return _run_trial(bench, trial, material, inputs, tell)
+
+
+def _run_trial(bench: Bench, trial: Trial, material: Material, inputs: Any, tell: Tell) -> dict[str, Any]:
     folder, identity = bench.folder / trial.name, bench.identity(trial, inputs)
     path = folder / RESULT
     if path.is_file() and (before := read_json(path)).get("identity") == identity:

@@ -115,7 +115,9 @@ def learn(cases: Iterable[Seen], on_case: Callable[[], None] = lambda: None) -> 
     """
     learners = [kind for kind in kinds(ROOM, "build") if hook(kind, "measure")]
     rows: dict[str, list[Mapping[str, float]]] = {kind: [] for kind in learners}
+    labelled = 0
     for case in cases:
+        labelled += case.label is not None
         for kind in learners:
             rows[kind].append(resolve(ROOM, kind, "measure")(case))
         on_case()
@@ -124,5 +126,6 @@ def learn(cases: Iterable[Seen], on_case: Callable[[], None] = lambda: None) -> 
         if any(measured):
             further = hook(kind, "learn")
             laws = {name: law.to_json() for name, law in fit(measured).items()}
-            learnt[kind] = {"cases": len(measured), "laws": laws, **(further(measured) if further else {})}
+            # Whether a structure may be absent is seen in the cases that show what they have.
+            learnt[kind] = {"cases": labelled, "laws": laws, **(further(measured) if further else {})}
     return learnt
