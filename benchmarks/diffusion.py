@@ -6,7 +6,8 @@ A fifth of the subjects is held out, always the same. The codec ``wavelet`` code
 sides. Ours is what ``medgen run`` trains by default, changed by ``--set``; the peer is set up as MONAI's tutorial
 3d_ldm sets it up (see ``diffusion_peer.py``), drawn by DDIM in 50 steps, clipped and not, and by its own DDPM in 1000;
 its best by the Fréchet distance counts. Volumes are asked uniformly between the cohort's 5th and 95th percentile, and
-the same noise-free requests go to both; nothing is gated.
+the same noise-free requests go to both; nothing is gated. Who obeys such requests leaves the cohort's distribution, to
+which the distances are taken: with ``--requests real`` the volumes are those of training cases instead.
 
 "floor" is the training cases against the held-out ones at equal n. Fréchet distance and MMD are taken on features of a
 segmenter trained on the training cases, in units of their mean variance; "ccc", "r", "slope" and "mae_ml" compare asked
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusion_bench import Bench, arm, loaded, open_bench, parser, seconds_of, shared_codec, yardstick
-from diffusion_draw import answered, figures, mean_of_volumes, our_samples, uniform_requests
+from diffusion_draw import answered, figures, mean_of_volumes, our_samples, real_requests, uniform_requests
 from diffusion_peer import SAMPLINGS, TutorialDiffusion, tutorial, tutorial_samples
 
 from medgen.evaluation.reference import Reference
@@ -81,7 +82,7 @@ def ours(
     """Figures of our samples, and seconds a sample."""
     model = arm(bench, "ours")
     generator = loaded(bench, model)
-    requests = uniform_requests(bench, bench.options.n)
+    requests = asked(bench)
     drawn = our_samples(bench, generator, model.parent, "ours", answered(generator, requests), codec)
     return figures(bench, reference, model.parent, drawn, requests, reconstructions), drawn.seconds_per_sample
 
@@ -93,7 +94,7 @@ def monai(
     peer, folder = tutorial(bench)
     # The requests of both sides are answered by one joint: ours has it, and both are asked the same rows.
     generator = loaded(bench, arm(bench, "ours"))
-    requests = uniform_requests(bench, bench.options.n)
+    requests = asked(bench)
     rows = [row.values for row in answered(generator, requests)]
     found = {}
     for sampling in bench.options.samplings:
@@ -101,6 +102,11 @@ def monai(
         made = figures(bench, reference, folder, drawn, requests, reconstructions)
         found[sampling] = (made, drawn.seconds_per_sample)
     return found
+
+
+def asked(bench: Bench) -> list[dict[str, float]]:
+    """What is asked of both sides."""
+    return (real_requests if bench.options.requests == "real" else uniform_requests)(bench, bench.options.n)
 
 
 def headline(bench: Bench, found: Mapping[str, Any], seconds: float) -> dict[str, float | None]:
@@ -163,6 +169,7 @@ def compare(bench: Bench) -> dict[str, Any]:
         "aims": verdicts(bench, mine, peer),
         "minutes": bench.options.minutes,
         "samples": bench.options.n,
+        "requests": bench.options.requests,
         "config": {key: getattr(bench.config, key).model_dump(mode="json") for key in ("diffusion", "generate")},
     }
     return {
@@ -177,6 +184,7 @@ def main() -> None:
     """Train both, print a table, write JSON."""
     made = parser(__doc__)
     made.add_argument("--samplings", nargs="+", default=list(SAMPLINGS), choices=SAMPLINGS, help="of the peer")
+    made.add_argument("--requests", choices=("uniform", "real"), default="uniform", help="volumes that are asked")
     options = made.parse_args()
     began = time.monotonic()
     result = compare(open_bench(options))

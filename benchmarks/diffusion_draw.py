@@ -54,6 +54,16 @@ def uniform_requests(bench: Bench, n: int) -> list[dict[str, float]]:
     return [{c: float(low + rng.random() * (high - low)) for c, (low, high) in ends.items()} for _ in range(n)]
 
 
+def real_requests(bench: Bench, n: int) -> list[dict[str, float]]:
+    """Volumes asked of n samples: those of as many training cases, each of which lends them together."""
+    known = [bench.store.cases[i].covariates for i in bench.store.indices("train")]
+    rows = [
+        {c: float(row[c]) for c in bench.volumes} for row in known if all(row.get(c) is not None for c in bench.volumes)
+    ]
+    chosen = np.random.default_rng(SEED).permutation(len(rows))
+    return [rows[chosen[i % len(rows)]] for i in range(n)]
+
+
 def answered(generator: Generator, requests: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Full rows of covariates: what is not asked for is drawn from the cohort's joint, given what is."""
     asked = [Request({name: Fixed(value) for name, value in r.items()}, force=True) for r in requests]
