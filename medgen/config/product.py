@@ -41,7 +41,7 @@ class GenerateConfig(Section):
     match: Literal["real"] | None = None
     balance: str | None = None
     seed: Seed = 0
-    sampler: str = "heun"
+    sampler: str = "dpmpp"
     sampler_options: Options = {}
     steps: Positive = 16
     guidance: Annotated[float, Field(ge=0)] = 1.0

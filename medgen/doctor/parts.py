@@ -215,6 +215,8 @@ class Networks:
 class _Made:
     """In a sampler's place, nothing is cropped: patches of zeros, made when they are asked for."""
 
+    rank = 0
+
     def __init__(self, job: Job, patch: Sequence[int] | None, batch: int, device: torch.device) -> None:
         self.job, self.batch, self.device = job, batch, device
         self.patch = tuple(min(p, n) for p, n in zip(patch or job.shape, job.shape, strict=True))
