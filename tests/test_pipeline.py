@@ -8,7 +8,7 @@ from medgen import config, pipeline
 from medgen.cli import app
 from medgen.errors import InputError
 from medgen.files import alone, read_json
-from tests.tiny import TINY
+from tests.tiny import TINY, run
 
 
 def changed(**sections):
@@ -16,12 +16,6 @@ def changed(**sections):
     for section, values in sections.items():
         raw[section] = {**raw[section], **values}
     return config.build(raw, "test")
-
-
-def run(folder, cfg, until=None):
-    said = []
-    report = pipeline.run_experiment(cfg, folder=folder, until=until, on_progress=lambda *a: said.append(a))
-    return report, {stage for stage, _, _, remark in said if remark != "unchanged"}
 
 
 def test_a_run_folder_is_one_process_s(tmp_path):

@@ -44,7 +44,7 @@ def assign(cases: Iterable[Case], *, validation: float = 0.2, seed: int = 0) -> 
         raise InputError(f"the share of validation must lie between 0 and 1, not {validation:g}")
     subjects = _subjects(cases)
     side = {subject: fixed for subject, own in subjects.items() if (fixed := _fixed(subject, own)) is not None}
-    pool = [s for s in subjects if side.get(s) != "test" and not _made(subjects[s])]
+    pool = [s for s in subjects if side.get(s) != "test" and not any_made(subjects[s])]
     free = [s for s in pool if s not in side]
     had = sum(side.get(s) == "val" for s in pool)
     wanted = min(max(1, round(validation * len(pool))), len(pool) - 1) - had
@@ -67,7 +67,7 @@ def folds(cases: Iterable[Case], k: int, seed: int = 0) -> list[dict[str, str]]:
     """
     subjects = _subjects(cases)
     test = {s for s, own in subjects.items() if _fixed(s, own) == "test"}
-    pool = [s for s in subjects if s not in test and not _made(subjects[s])]
+    pool = [s for s in subjects if s not in test and not any_made(subjects[s])]
     if not 2 <= k <= len(pool):
         raise InputError(f"{k} folds need at least 2 folds and a subject each, but the cohort has {len(pool)} subjects")
     lined = _lined_up(pool, subjects, seed)
@@ -206,7 +206,8 @@ def _subjects(cases: Iterable[Case]) -> dict[str, list[Case]]:
     return result
 
 
-def _made(cases: Sequence[Case]) -> bool:
+def any_made(cases: Sequence[Case]) -> bool:
+    """Whether a model made any of the cases."""
     return any(case.synthetic for case in cases)
 
 
@@ -215,7 +216,7 @@ def _fixed(subject: str, cases: Sequence[Case]) -> str | None:
     for side in sides:
         if side not in SIDES:
             raise InputError(f"subject '{subject}' has the split '{side}'; medgen knows {', '.join(SIDES)}")
-    if _made(cases):
+    if any_made(cases):
         if "val" in sides:
             raise InputError(f"subject '{subject}' is synthetic and is in the split val; put it into train")
         # One that a fold leaves out belongs to a model that has seen the fold's validation cases.

@@ -126,10 +126,10 @@ def field(
 def _kept(ids: np.ndarray, one: int, drawn: Field) -> np.ndarray:
     """A structure carried along by steps of about a voxel, each by voxels that change no topology."""
     longest = np.abs(drawn.at()).max(axis=(1, 2, 3))
-    box = box_of(ids == one, np.ceil(longest).astype(int) + 2)
+    whole = ids == one
+    box = box_of(whole, np.ceil(longest).astype(int) + 2)
     assert box is not None, "the structure is there"
     steps = max(1, int(np.ceil(longest.max())))
-    whole = ids == one
     start = whole[box].astype(np.float32)
     mask = whole[box]
     for i in range(1, steps + 1):

@@ -25,7 +25,7 @@ from medgen.formats.bids_names import (
     channels as name_channels,
 )
 from medgen.formats.bids_tables import read_covariates
-from medgen.formats.bids_write import CHANNELS, BidsWriter
+from medgen.formats.bids_write import CHANNELS, BidsWriter, generated_by
 from medgen.formats.writer import DatasetInfo, Writer
 
 
@@ -134,9 +134,8 @@ def _images(root: Path, datatype: str, notes: list[str]) -> list[Name]:
 def _own_channels(root: Path, found: Sequence[Session]) -> dict[str, str]:
     """Channel -> variant or suffix of its files, in order, of a dataset that medgen wrote; empty for others."""
     path = root / "dataset_description.json"
-    by = read_json(path).get("GeneratedBy") if path.is_file() and isinstance(read_json(path), dict) else None
-    first = by[0] if isinstance(by, list) and by and isinstance(by[0], dict) else {}
-    told = first.get(CHANNELS) if first.get("Name") == "medgen" else None
+    by = generated_by(read_json(path)) if path.is_file() else {}
+    told = by.get(CHANNELS) if by.get("Name") == "medgen" else None
     there = {word for s in found for n in s.images for word in (n.variant, n.suffix)}
     if not isinstance(told, dict) or len(set(map(str, told.values()))) < len(told):
         return {}

@@ -45,7 +45,7 @@ class BidsWriter:
         self.out, self.info = out, info
         self._tails = _tails(info)
         description = out / "dataset_description.json"
-        if description.is_file() and _written_by(description) != info.generated_by.get("Name", "medgen"):
+        if description.is_file() and _derived_by(description) != info.generated_by.get("Name", "medgen"):
             raise InputError(f"{out} holds another dataset already ({description.name}); choose an empty folder")
         first = self._tails[info.channels[0]]
         self._ledger = Ledger(out, lambda i: self._path(i, f"{first}.json"), self._ids, self._files_of)
@@ -165,12 +165,18 @@ def _tails(info: DatasetInfo) -> dict[str, str]:
     return tails
 
 
-def _written_by(description: Path) -> str | None:
+def generated_by(content: Any) -> dict[str, Any]:
+    """The first "GeneratedBy" entry of a ``dataset_description.json`` as read; empty where it has none."""
+    by = content.get("GeneratedBy") if isinstance(content, dict) else None
+    return by[0] if isinstance(by, list) and by and isinstance(by[0], dict) else {}
+
+
+def _derived_by(description: Path) -> str | None:
     content = read_json(description)
     if not isinstance(content, dict) or content.get("DatasetType") != "derivative":
         return None
-    by = content.get("GeneratedBy")
-    return str(by[0].get("Name")) if isinstance(by, list) and by and isinstance(by[0], dict) else None
+    by = generated_by(content)
+    return str(by.get("Name")) if by else None
 
 
 def _json(value: Any) -> str:

@@ -55,10 +55,8 @@ def augmented(
     copy = np.where(np.stack(holds) & reached, patch.numpy().clip(-1.0, 1.0), _NOTHING).astype(np.float32)
     if ids is None or not (ids >= 0).any():
         return copy, ids
-    whole = extended(ids)
-    known = resample_label((whole >= 0).astype(np.uint8), extended.matrix, extent) > 0
-    warped = np.where(known, resample_label(np.maximum(whole, 0), extended.matrix, extent), -1)
-    return copy, np.where(reached, warped, ids).astype(ids.dtype)
+    # What is unknown competes for a voxel as one more label.
+    return copy, np.where(reached, resample_label(extended(ids), extended.matrix, extent), ids)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ def views(run: Run, cohort: Cohort) -> tuple[set[str], dict[Size, View]]:
     u, seed = run.config.utility, run.config.seed
     if not any(case.has_label for case in cohort.cases):
         raise InputError(f"{cohort.root} has no label, and the utility is about segmenting; give labelled cases")
-    if any(case.synthetic for case in cohort.cases):
+    if splits.any_made(cohort.cases):
         raise InputError(f"{cohort.root} holds synthetic cases; give the utility a cohort of real ones alone")
     apart = splits.set_apart(cohort.cases, u.held_out, seed)
     pool = [replace(case, split=None) for case in cohort.cases if case.case_id not in apart]
