@@ -29,6 +29,7 @@ from medgen.measure.features import Projection
 from medgen.models.codec import Codec
 from medgen.segment.segmenter import WEIGHTS, Segmenter
 from medgen.segment.train import train_on
+from medgen.stages import copies
 from medgen.stages.check import check
 from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import fit_encoder
@@ -182,13 +183,17 @@ def shared_codec(bench: Bench) -> Codec:
 
 def encoded(bench: Bench, config: LatentsConfig) -> Path:
     """The latents of the shared codec, once for each way of encoding: ours may have augmented copies, the peer none."""
-    key = digest(config.model_dump(mode="json"))[:8]
-    folder = bench.folder / f"encoded-{key}"
+    folder = bench.folder / f"encoded-{digest(_said_of(config))[:8]}"
     if not (folder / "latents" / "index.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         _link(folder / "autoencoder", Path("..") / "autoencoder")
         _STAGES["latents"](bench.run(folder, bench.config.model_copy(update={"latents": config})))
     return folder / "latents"
+
+
+def _said_of(config: LatentsConfig) -> dict[str, Any]:
+    """What decides the latents beside the codec; copies are not always made as they were."""
+    return config.model_dump(mode="json") | ({"version": copies.VERSION} if config.copies else {})
 
 
 def _link(place: Path, target: Path) -> None:
@@ -267,7 +272,7 @@ def arm(bench: Bench, name: str, diffusion: Mapping[str, Any] | None = None, sto
     raw = bench.config.model_dump(mode="json") | {"diffusion": section}
     config = Config.model_validate(raw)
     rows = [dict(case.covariates) for case in store.cases] if store else None
-    said = [*(getattr(config, key).model_dump(mode="json") for key in ("latents", "diffusion")), bench.columns, rows]
+    said = [_said_of(config.latents), config.diffusion.model_dump(mode="json"), bench.columns, rows]
     run = bench.run(bench.folder, config, store)
     codec = build_codec(run.codec_kind(), len(bench.store.channels), label_count(bench.store))
     network = build_network(run.network_kind(), codec.latent_channels, fit_encoder(run)[0].schema)

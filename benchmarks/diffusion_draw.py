@@ -85,26 +85,31 @@ def draw(generator: Generator, rows: Sequence[Row], keys: Sequence[Key], denoise
 
 
 def kept(
-    bench: Bench, folder: Path, name: str, said: Any, n: int, work: Callable[[range], torch.Tensor], codec: Codec
+    bench: Bench,
+    folder: Path,
+    name: str,
+    how: Any,
+    asked: Sequence[Any],
+    work: Callable[[range], torch.Tensor],
+    codec: Codec,
 ) -> Drawn:
-    """Samples of one kind, drawn in batches that are kept, and decoded.
+    """Samples of one kind, drawn in batches that are kept, and decoded; more of them add to those that are there.
 
     Args:
         bench: the cohort.
         folder: of the arm.
         name: of the kind of samples.
-        said: all that decides them beside the arm.
-        n: how many.
+        how: all that decides them beside the arm and what each is asked.
+        asked: what each sample is asked, JSON-able.
         work: numbers of samples -> their latents.
         codec: decodes them.
     """
-    size = bench.options.batch
-    key = digest([said, n, size])[:8]
-    place = folder / "samples" / f"{name}-{key}"
+    n, size = len(asked), bench.options.batch
+    place = folder / "samples" / f"{name}-{digest([how, size])[:8]}"
     latents, seconds, drawn_now = [], 0.0, False
     for start in range(0, n, size):
         part = range(start, min(start + size, n))
-        path = place / f"{start:05d}.npz"
+        path = place / f"{start:05d}-{digest(asked[part.start : part.stop])[:8]}.npz"
         if not path.exists():
             began = time.perf_counter()
             # What has run away is black, not an error.
@@ -126,7 +131,8 @@ def kept(
         assert decoded.label_logits is not None, "the cohort has labels"
         labels.append(decoded.label_logits.argmax(dim=1).numpy().astype(np.int16))
     seconds += time.perf_counter() - began
-    drawn = Drawn(np.concatenate(images), np.concatenate(labels), seconds / n, f"{name}-{key}")
+    key = f"{place.name}/{digest(list(asked))[:8]}"
+    drawn = Drawn(np.concatenate(images), np.concatenate(labels), seconds / n, key)
     if drawn_now:
         shown = [(drawn.images[i], drawn.labels[i]) for i in range(min(_SHOWN, n))]
         Image.fromarray(sheet(shown)).save(place / "samples.png")
@@ -146,12 +152,13 @@ def our_samples(
     keys = keys or [Key(SEED, i) for i in range(len(rows))]
     d: Drawing = generator.drawing
     how = [d.sampler, dict(d.options), d.steps, d.guidance, list(d.steering)]
-    said = [generator.model.sha256, how, [dict(row.values) for row in rows], [[k.seed, k.index] for k in keys]]
+    said = [generator.model.sha256, how]
+    asked = [[dict(row.values), key.seed, key.index] for row, key in zip(rows, keys, strict=True)]
 
     def work(part: range) -> torch.Tensor:
         return draw(generator, [rows[i] for i in part], [keys[i] for i in part])
 
-    return kept(bench, folder, name, said, len(rows), work, codec)
+    return kept(bench, folder, name, said, asked, work, codec)
 
 
 def figures(

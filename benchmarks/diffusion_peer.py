@@ -226,4 +226,4 @@ def tutorial_samples(
     def work(part: range) -> torch.Tensor:
         return peer.sample(context[part.start : part.stop], sampling, [Key(SEED, i) for i in part])
 
-    return kept(bench, folder, sampling, [SEED, context.tolist()], len(rows), work, codec)
+    return kept(bench, folder, sampling, SEED, context.tolist(), work, codec)

@@ -1,24 +1,14 @@
 """The recipes beside `medgen utility`."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, WORKFLOWS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.recipes import load
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +67,9 @@ def test_arms_are_compared_case_by_case(recipe, tmp_path):
             for i in range(6)
         ]
         (folder / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
-    assert "difference +0.0300 [+0.0300, +0.0300]" in recipe.compare(folders)
+    people = {f"c{i}": f"s{i // 2}" for i in range(6)}
+    said = recipe.compare(folders, people)
+    assert said.startswith("6 held-out cases of 3 subjects") and "difference +0.0300 [+0.0300, +0.0300]" in said
 
 
 def test_the_recipe_over_the_python_api_names_what_is_there():

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -8,16 +7,7 @@ from typer.testing import CliRunner
 
 import medgen
 from medgen.cohort.phantom import write_phantom
-
-WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, WORKFLOWS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.recipes import load
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from medgen.measure.bootstrap import bootstrap
+from medgen import read_cohort
+from medgen.evaluation.utility.compare import two_way_bootstrap
 from medgen.stages.utility_export import combine_size
 
 ARMS = ("real", "real and synthetic")  # the folds 0 and 1
@@ -58,8 +59,13 @@ def fold_of(results: Path, name: str, configuration: str, trainer: str, fold: in
     return results / name / f"{trainer}__nnUNetPlans__{configuration}" / f"fold_{fold}"
 
 
-def compare(folders: list[Path]) -> str:
-    """Mean Dice of both arms, and the paired difference with its 95% interval over held-out cases."""
+def compare(folders: list[Path], subjects: dict[str, str]) -> str:
+    """Mean Dice of both arms, and the paired difference with its 95% interval over held-out subjects.
+
+    Args:
+        folders: of nnU-Net's two folds.
+        subjects: who a case is of, by its id; cases of one subject are drawn together.
+    """
     tables = []
     for folder in folders:
         said = json.loads((folder / "validation" / "summary.json").read_text())["metric_per_case"]
@@ -67,9 +73,11 @@ def compare(folders: list[Path]) -> str:
         tables.append({name: float(np.nanmean(values)) for name, values in case_dice.items()})
     names = sorted(set(tables[0]) & set(tables[1]))
     real, both = (np.array([t[n] for n in names]) for t in tables)
-    found = bootstrap(lambda rows: float(np.nanmean((both - real)[rows])), len(names), resamples=2000)
+    of = [subjects[name.removesuffix(".nii.gz")] for name in names]
+    found = two_way_bootstrap((both - real)[None], of)
     return (
-        f"{len(names)} held-out cases: Dice {np.nanmean(real):.4f} ({ARMS[0]}), {np.nanmean(both):.4f} ({ARMS[1]}), "
+        f"{len(names)} held-out cases of {len(set(of))} subjects: "
+        f"Dice {np.nanmean(real):.4f} ({ARMS[0]}), {np.nanmean(both):.4f} ({ARMS[1]}), "
         f"difference {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     )
 
@@ -108,7 +116,8 @@ def nnunet_utility(
         if words[0] == "nnUNetv2_plan_and_preprocess":
             # nnU-Net reads the folds from here, and would else draw its own.
             shutil.copyfile(raw / name / SPLITS, ready / name / SPLITS)
-    print(compare([fold_of(results, name, configuration, trainer, fold) for fold in range(len(ARMS))]))
+    subjects = {case.case_id: case.subject_id for case in read_cohort(raw / name).cases}
+    print(compare([fold_of(results, name, configuration, trainer, fold) for fold in range(len(ARMS))], subjects))
 
 
 if __name__ == "__main__":

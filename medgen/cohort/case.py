@@ -8,6 +8,8 @@ from medgen.cohort.schema import Schema, Value
 
 ORIGIN = "origin"
 REAL, SYNTHETIC = "real", "synthetic"
+SUBJECT = "subject"
+"""Column and key of a sidecar that say which cases of a dataset are of one person."""
 """A column that says of each case of a combined dataset where it comes from, and what stands in it."""
 
 

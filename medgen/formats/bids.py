@@ -80,7 +80,7 @@ def read(
     if variants and channels is None and not own:
         notes.append(f"some sessions hold several images of one kind, each a channel: {', '.join(variants)}")
     cases = [s for s, _ in kept]
-    table = read_covariates(path, cases, columns, _words(texts))
+    table, subjects = read_covariates(path, cases, columns, _words(texts), ours=bool(own))
     labels = read_labels(path, cases, choice, datatype)
     return Cohort(
         name=_name(path),
@@ -88,7 +88,7 @@ def read(
         cases=tuple(
             Case(
                 case_id=s.case_id,
-                subject_id=f"sub-{s.sub}",
+                subject_id=subjects.get(s.case_id, f"sub-{s.sub}"),
                 images={c: Source(images[c].path) for c in names if c in images},
                 label=labels.files.get(s.case_id, ()),
                 mask=labels.masks.get(s.case_id),

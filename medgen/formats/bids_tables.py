@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medgen.cohort.case import SUBJECT
 from medgen.errors import InputError
 from medgen.files import inside
 from medgen.formats import cells
@@ -13,9 +14,21 @@ from medgen.formats.tables import read_table
 
 
 def read_covariates(
-    root: Path, cases: Sequence[Session], only: Sequence[str] | None, texts: Sequence[str] | None = None
-) -> Columns:
-    """Covariates of every case: a session's own cell before the participant's.
+    root: Path,
+    cases: Sequence[Session],
+    only: Sequence[str] | None,
+    texts: Sequence[str] | None = None,
+    *,
+    ours: bool = False,
+) -> tuple[Columns, dict[str, str]]:
+    """Covariates of every case, a session's own cell before the participant's; and subjects that a table tells.
+
+    Args:
+        root: of the dataset.
+        cases: its sessions.
+        only: the columns to take; every usable one by default.
+        texts: columns of free words for a text encoder.
+        ours: medgen wrote the dataset, so that a column ``subject`` says which cases belong to one person.
 
     Raises:
         InputError: a table that cannot be read, names someone twice, or matches no subject folder.
@@ -34,9 +47,10 @@ def read_covariates(
             if not cells.missing(cell) or column not in row:
                 row[column] = cell
         rows[case.case_id] = row
-    skip = ("participant_id", "session_id")
+    subjects = {i: row[SUBJECT] for i, row in rows.items() if ours and row.get(SUBJECT)}
+    skip = ("participant_id", "session_id", *([SUBJECT] if ours else []))
     found = covariates(rows, said_in=table, described=described, skip=skip, only=only, texts=texts)
-    return Columns(found.schema, found.rows, tuple(notes) + found.notes)
+    return Columns(found.schema, found.rows, tuple(notes) + found.notes), subjects
 
 
 def _participants(root: Path, cases: Sequence[Session], notes: list[str]) -> dict[tuple[str, str], Mapping[str, str]]:

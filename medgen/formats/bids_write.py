@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medgen.cohort.case import SUBJECT
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
 from medgen.files import PARTIAL, read_json
@@ -112,8 +113,10 @@ class BidsWriter:
         refresh(self.out / "dataset_description.json", _json(self._description()))
         refresh(self.out / "participants.tsv", table)
         who = "synthetic subject; stands for no person" if not self.info.real else "real or synthetic subject"
-        identifier = {"participant_id": {"Description": who}}
-        refresh(self.out / "participants.json", _json(identifier | describe(self.info.schema)))
+        about = {"participant_id": {"Description": who}}
+        if SUBJECT in columns:
+            about[SUBJECT] = {"Description": "participants that are sessions of one person have the same"}
+        refresh(self.out / "participants.json", _json(about | describe(self.info.schema)))
         if self.info.label_names:
             named = sorted(self.info.label_names.items())
             refresh(self.out / "dseg.tsv", tsv_text(["index", "name"], [[str(i), name] for i, name in named]))
@@ -151,10 +154,16 @@ class BidsWriter:
 def covariate_rows(
     info: DatasetInfo, sidecars: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Columns (the schema's first, then others the sidecars have) and the cells of every sample."""
+    """Columns (the schema's first, then others the sidecars have) and the cells of every sample.
+
+    Where a sidecar tells a subject, the first column does so for all samples; others are subjects of their own.
+    """
     found = [sidecar.get("covariates", {}) for sidecar in sidecars.values()]
     columns = [*info.schema.names, *sorted({k for row in found for k in row} - set(info.schema.names))]
-    return columns, {i: [cell_text(row.get(c)) for c in columns] for i, row in zip(sidecars, found, strict=True)}
+    cells = {i: [cell_text(row.get(c)) for c in columns] for i, row in zip(sidecars, found, strict=True)}
+    if not any(SUBJECT in sidecar for sidecar in sidecars.values()):
+        return columns, cells
+    return [SUBJECT, *columns], {i: [str(sidecars[i].get(SUBJECT, i)), *row] for i, row in cells.items()}
 
 
 def _tails(info: DatasetInfo) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medgen.cohort.case import SUBJECT
 from medgen.cohort.schema import Schema
 from medgen.errors import InputError
 from medgen.files import inside, read_json
@@ -83,10 +84,10 @@ def read_covariates(
         {i: rows.get(i, {}) for i in case_ids},
         said_in=path,
         described=read_described(path.with_suffix(".json")),
-        skip=("case_id", "subject"),
+        skip=("case_id", SUBJECT),
         texts=texts,
     )
-    return found, {i: rows[i]["subject"] for i in case_ids if rows.get(i, {}).get("subject")}
+    return found, {i: rows[i][SUBJECT] for i in case_ids if rows.get(i, {}).get(SUBJECT)}
 
 
 def write_covariates(root: Path, info: DatasetInfo, sidecars: Mapping[str, Mapping[str, Any]]) -> None:

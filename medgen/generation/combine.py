@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medgen.cohort.case import ORIGIN, REAL, SYNTHETIC, Case, Cohort
+from medgen.cohort.case import ORIGIN, REAL, SUBJECT, SYNTHETIC, Case, Cohort
 from medgen.cohort.load import load_case
 from medgen.cohort.sample import Sample
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column
@@ -94,7 +94,10 @@ def combine(
     ids = {_own_id(case.case_id, format): case for case in chosen}
     if len(ids) < len(chosen):
         raise InputError(f"{cohort.root}: two cases would get one id as {format}; rename them")
-    pieces = {i: _Piece(_identity(case), _reader(_real, i, case, cohort, base)) for i, case in ids.items()}
+    subjects = _subjects(ids)
+    pieces = {
+        i: _Piece(_identity(case), _reader(_real, i, case, cohort, base, subjects.get(i))) for i, case in ids.items()
+    }
     bound: list[list[str]] = [[] for _ in sides]
     for part in parts:
         for sample_id, piece in _synthetic(part, base):
@@ -163,7 +166,13 @@ def _reader(read: Callable[..., Sample], *arguments: Any) -> Callable[[], Sample
     return lambda: read(*arguments)
 
 
-def _real(sample_id: str, case: Case, cohort: Cohort, info: DatasetInfo) -> Sample:
+def _subjects(ids: Mapping[str, Case]) -> dict[str, str]:
+    """Who a case is of, as running numbers; empty where each is of another, which ids say alone."""
+    number = {subject: k for k, subject in enumerate(dict.fromkeys(case.subject_id for case in ids.values()), start=1)}
+    return {} if len(number) == len(ids) else {i: f"subject{number[c.subject_id]:04d}" for i, c in ids.items()}
+
+
+def _real(sample_id: str, case: Case, cohort: Cohort, info: DatasetInfo, subject: str | None) -> Sample:
     loaded = load_case(case, info.channels)
     known: dict[str, Value] = {c.name: case.covariates.get(c.name) for c in cohort.schema.covariates if not c.is_text}
     label = None if loaded.label is None else whole(loaded.label)
@@ -171,7 +180,8 @@ def _real(sample_id: str, case: Case, cohort: Cohort, info: DatasetInfo) -> Samp
         volumes = label_volumes_ml(label.data[0], tuple(info.label_names), label.affine)
         known |= {volume_column(name): round(volumes[v], 4) for v, name in info.label_names.items()}
     images = {name: whole(volume) for name, volume in loaded.images.items()}
-    return Sample(sample_id, images, label, {**known, ORIGIN: REAL}, {ORIGIN: REAL})
+    told = {ORIGIN: REAL} | ({SUBJECT: subject} if subject else {})
+    return Sample(sample_id, images, label, {**known, ORIGIN: REAL}, told)
 
 
 def _synthetic(part: Part, info: DatasetInfo) -> Iterator[tuple[str, _Piece]]:

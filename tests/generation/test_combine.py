@@ -107,3 +107,17 @@ def test_what_cannot_be_used_is_told(cohort, parts, tmp_path):
     with pytest.raises(InputError, match="one id as bids"):
         twice = cohort.with_cases((first, replace(second, case_id="pat1")))
         combine(twice, [{"pat_1": "train", "pat1": "val"}], parts[:1], tmp_path / "x", format="bids")
+
+
+@pytest.mark.parametrize("kind", ["bids", "nnunet", "decathlon"])
+def test_sessions_of_one_person_stay_together(kind, cohort, parts, tmp_path):
+    people = ("a", "a", "b", "c")
+    cases = tuple(replace(case, subject_id=person) for case, person in zip(cohort.cases, people, strict=True))
+    combine(replace(cohort, cases=cases), SIDES, parts, tmp_path, format=kind)
+    if kind == "bids":
+        assert bids_errors(tmp_path) == []
+    back = read_cohort(tmp_path)
+    of = {c.case_id.removeprefix("sub-").replace("_", ""): c.subject_id for c in back.cases}
+    assert [of[name.replace("_", "")] for name in REAL] == [f"subject{n:04d}" for n in (1, 1, 2, 3)]
+    assert len(set(of.values())) == len(of) - 1, "every synthetic case is a subject of its own"
+    assert "subject" not in back.schema
