@@ -140,6 +140,13 @@ class RequestPlan:
     words: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def columns(self) -> frozenset[str]:
+        """Everything that some sample is asked."""
+        return frozenset(
+            name for given in (*(r.given for r in self.requests), *(s for s, _ in self.strata)) for name in given
+        )
+
+    @property
     def length(self) -> int | None:
         """Samples that a table asks for; None where the user says how many."""
         return len(self.requests) if self.from_table else None

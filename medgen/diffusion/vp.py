@@ -17,6 +17,7 @@ The network gets the time n / 1000, so that one which multiplies by 1000 sees th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +33,8 @@ _SPACINGS = ("leading", "trailing", "linspace", "karras")
 _ZERO_ABAR = 2.0**-24
 _NO_SNR = 1e-6
 _RHO = 7.0
+# How near to its place the first of the steps "leading" has to be, which rounds their distance down.
+_NEAR = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +126,17 @@ class Vp:
         """Timesteps (steps,) that sampling visits, falling; "karras" visits none exactly.
 
         Raises:
-            InputError: more steps than there are timesteps.
+            InputError: more steps than there are timesteps, or as many as "leading" cannot spread over them.
         """
         T = self.timesteps
         if steps > T:
             raise InputError(f"sampling in {steps} steps asks for more than the {T} timesteps of the vp process")
+        first = (steps - 1) * (T // steps)
+        if self.spacing == "leading" and first < _NEAR * (T - T / steps):
+            raise InputError(
+                f"sampling in {steps} steps of spacing 'leading' would start at timestep {first} of {T}, where little "
+                f"of the noise is left; take a number that divides {T}, such as {T // (T // steps + 1)}"
+            )
         if self.spacing == "trailing":
             n = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round() - 1
         elif self.spacing == "leading":
@@ -149,6 +158,13 @@ class Vp:
     ) -> torch.Tensor:
         """Draw latents of ``shape`` (B, C, X, Y, Z); the start has unit variance in x_t, as the forward chain's end."""
         return drawn(model, shape, cond, sampler, noise, self.sigmas(steps), unit=True)
+
+
+def of_few_steps(*, spacing: str = "linspace", **options: Any) -> dict[str, Any]:
+    """The options with which a student of few steps draws: "leading" would start it from half of the noise or less."""
+    if spacing != "leading":
+        return {"spacing": spacing, **options}
+    return {**{name: value for name, value in options.items() if name != "offset"}, "spacing": "linspace"}
 
 
 def signal(schedule: str, timesteps: int, start: float, end: float, *, zero_terminal: bool = False) -> torch.Tensor:

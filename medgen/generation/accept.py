@@ -17,12 +17,15 @@ from medgen.errors import BoundError
 from medgen.generation.gates.panel import FINITE, Gates, Judgement, not_finite
 from medgen.generation.gates.seam import Seen
 from medgen.generation.generator import Draft, Generator
+from medgen.generation.masks import FAULT
 from medgen.sampling.noise import Key
 
 _ENOUGH = 20
+EDIT = "edit"
 
 _ADVICE = {
     FINITE: "the model has diverged: train it again at a lower learning rate",
+    EDIT: "the masks lack what the edits change, or have no room for it: leave those masks out",
     "neighbour": "the model repeats its training cases: train it for fewer steps or with latents.copies",
     "request": "widen the request, raise guidance, or allow a larger tolerance",
 }
@@ -112,7 +115,7 @@ def draw(
         for asked, draft in zip(waiting, generator.drafts([row for row, _ in waiting], part), strict=True):
             index = draft.key.index
             # What is not finite has no measures and no grid to be brought to.
-            sample, judgement = None, not_finite(draft.image, draft.probabilities)
+            sample, judgement = None, not_finite(draft.image, draft.probabilities) or _not_edited(draft)
             if judgement is None:
                 sample = generator.finish(draft)
                 judgement = gates.judge(seen_of(generator, draft, sample))
@@ -129,6 +132,12 @@ def draw(
         if not waiting:
             break
     return [taken.get(key.index) or Rejected(key, tuple(rejected[key.index])) for key in keys]
+
+
+def _not_edited(draft: Draft) -> Judgement | None:
+    """The judgement of a draw whose mask could not be edited as asked; None where it could."""
+    fault = (draft.mask or {}).get(FAULT)
+    return None if fault is None else Judgement({EDIT: {}}, {EDIT: {"mask": str(fault)}})
 
 
 def seen_of(generator: Generator, draft: Draft, sample: Sample) -> Seen:

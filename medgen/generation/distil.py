@@ -18,9 +18,9 @@ from medgen.cohort.where import from_values
 from medgen.errors import InputError
 from medgen.files import digest, read_json, write_json
 from medgen.generation.generator import Generator
-from medgen.generation.model import ModelSpec, save_model
+from medgen.generation.model import Kind, ModelSpec, save_model
 from medgen.models.condition import Condition
-from medgen.registry import check_options, resolve
+from medgen.registry import beside, check_options, resolve
 from medgen.sampling import heun
 from medgen.sampling.noise import Key, generator
 from medgen.steering import chain
@@ -110,6 +110,10 @@ def distil(
             f"{model} is steered to a '{decided[0]}' of its own, which a student could not be asked about; distil it "
             "without that steering"
         )
+    untrained = {"all": 0, "each": 0}
+    if how.drop > 0 and source.spec.trained_on.get("dropped") == untrained:
+        raise InputError(f"{model} never learnt to be asked for nothing, which distil.drop does; set drop to 0")
+    process = _process(source.spec.process)
     here = world(source.device)
     identity = digest([source.sha256, asdict(how), schedule.steps, schedule.minutes, schedule.accumulate, here.size])
     if here.first:
@@ -121,7 +125,7 @@ def distil(
     teacher = Teacher(
         network=source.network,
         model=generator_.denoiser,
-        process=source.process,
+        process=resolve("diffusion", process.kind, "build")(**process.options),
         sampler=heun.sample,
         steps=how.teacher_steps,
         shape=source.spec.latent_shape,
@@ -157,7 +161,7 @@ def distil(
         }
         student = averages["network"].state(source.network)
         shutil.rmtree(out / WORK / "paths")  # large, and drawn again if this is killed before the model is written
-        save_model(out, _spec(source.spec, figures), source.codec.state_dict(), student)
+        save_model(out, _spec(source.spec, process, figures), source.codec.state_dict(), student)
     here.wait()
     return figures
 
@@ -190,7 +194,18 @@ def _asked(generator_: Generator, seed: int, purpose: str, numbers: range) -> Co
     return generator_.condition(rows, [Key(base, i) for i in numbers])
 
 
-def _spec(teacher: ModelSpec, figures: Mapping[str, Any]) -> ModelSpec:
+def _process(teacher: Kind) -> Kind:
+    """The teacher's process as a student draws from it."""
+    few = beside("diffusion", teacher.kind, "build", "of_few_steps")
+    return Kind(teacher.kind, few(**teacher.options)) if few else teacher
+
+
+def _spec(teacher: ModelSpec, process: Kind, figures: Mapping[str, Any]) -> ModelSpec:
     """The teacher's, with the student's way of sampling."""
-    sampling = {"sampler": "euler", "options": {}, "steps": figures["steps"], "guidance": 1.0, "steering": []}
-    return replace(teacher, sampling=sampling, trained_on={**teacher.trained_on, "distilled": dict(figures)})
+    own = {"sampler": "euler", "options": {}, "steps": figures["steps"], "guidance": 1.0, "steering": []}
+    return replace(
+        teacher,
+        process=process,
+        sampling={**teacher.sampling, **own},
+        trained_on={**teacher.trained_on, "distilled": dict(figures)},
+    )

@@ -18,7 +18,7 @@ from medgen.cohort.schema import SPACING_COLUMNS, Schema, Value, volume_column
 from medgen.cohort.where import Request, from_values
 from medgen.edit import chain as edits
 from medgen.errors import ExtrapolationWarning, InputError
-from medgen.generation.masks import DrawnMasks, EditedMasks, GivenMasks, Mask, Masks
+from medgen.generation.masks import FAULT, DrawnMasks, EditedMasks, GivenMasks, Mask, Masks
 from medgen.generation.model import LoadedModel, load_model
 from medgen.generation.place import placed, record_of
 from medgen.generation.steer import context_of
@@ -115,7 +115,8 @@ class Generator:
         self._solver = partial(plug_in("sampling", self.drawing.sampler, "sample"), **self.drawing.options)
         dropped = model.spec.trained_on.get("dropped", {})  # older models do not say
         chances = (float(dropped.get(key, 1.0)) for key in ("all", "each"))
-        chain.check_nulls(self.drawing.steering, self.drawing.guidance, *chances)
+        columns = len(model.encoder.schema.names)
+        chain.check_nulls(self.drawing.steering, self.drawing.guidance, *chances, columns=columns)
         denoise = model.process.as_model(model.network)
         self.denoiser = chain.apply(denoise, self.drawing.steering, self.drawing.guidance, self.context)
         self.masks = self._masks(by_default=drawing is None)
@@ -234,6 +235,10 @@ class Generator:
                 f"sample {draft.key.index} of the model {self.model.spec.name} is not finite; lower the guidance, take "
                 "more steps or turn steering off"
             )
+        if draft.mask and (fault := draft.mask.get(FAULT)):
+            raise InputError(
+                f"sample {draft.key.index}: {fault}; leave that mask out, or let gates leave the sample out"
+            )
         return self._sample(draft)
 
     def condition(self, rows: Sequence[Row], keys: Sequence[Key]) -> Condition:
@@ -293,12 +298,18 @@ class Generator:
         return encoder.encode([{**row.values, **flags} for row in rows]).to(self.model.device)
 
     def _left_open(self, row: Row) -> Row:
-        """The row without what steering or given masks decide: it was not asked, and nothing was drawn."""
+        """The row without what steering or given masks decide: it was not asked, and nothing was drawn.
+
+        Nor is anything else that was not asked left where steering decides: it was drawn without regard to that, and
+        would contradict it. The network has learnt what the rest is like given what is asked.
+        """
         row = self._as_given(row)
+        if not self._decided:
+            return row
         both = sorted(row.asked & self._decided)
         if both:
             raise InputError(f"'{both[0]}' is asked for by the request and by the steering; ask for it in one of them")
-        return replace(row, values={n: None if n in self._decided else v for n, v in row.values.items()})
+        return replace(row, values={n: v if n in row.asked else None for n, v in row.values.items()})
 
     def _as_given(self, row: Row) -> Row:
         if self.drawing.masks is None:

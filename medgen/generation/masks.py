@@ -46,6 +46,10 @@ class Mask:
         return self.probabilities.argmax(axis=0).astype(np.int16)
 
 
+FAULT = "fault"
+"""Key of a mask's origin under which it says why it could not be edited as asked; no sample may follow such a one."""
+
+
 class Masks(Protocol):
     """A source of masks."""
 
@@ -178,7 +182,13 @@ class EditedMasks:
         spec = self.spec
         for row, key, mask in zip(rows, keys, self.source(rows, keys), strict=True):
             scene = Scene(mask.ids, tuple(spec.label_names), spec.spacing_mm)
-            changed = edits.apply(self.steps, scene, self._target(row, key), (key.seed, key.index, key.attempt))
+            try:
+                changed = edits.apply(self.steps, scene, self._target(row, key), (key.seed, key.index, key.attempt))
+            except InputError as error:  # this mask does not allow it; others may
+                number = mask.origin.get("number")
+                which = "its mask" if number is None else f"mask {number}"
+                yield Mask(mask.probabilities, {**mask.origin, FAULT: f"{which} cannot be edited: {error}"})
+                continue
             if changed.names != scene.names:
                 strange = ", ".join(sorted(set(changed.names) - set(scene.names)))
                 raise InputError(f"an edit adds the label {strange}, which the model never saw; leave 'new' out")

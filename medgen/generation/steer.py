@@ -17,10 +17,10 @@ from medgen.steering.context import Context, Known
 
 def context_of(model: LoadedModel) -> Context:
     """The model as steering sees it."""
-    spec = model.spec
+    spec, told = model.spec, model.encoder.schema.names
     return Context(
         # Where images follow masks, no label is decoded that steering could measure.
-        known=Known(model.joint, () if spec.mask else spec.label_names),
+        known=Known(model.joint, () if spec.mask else spec.label_names, frozenset(model.schema.names).difference(told)),
         encoder=model.encoder,
         decode=lambda latents: model.codec.decode(model.statistics.restore(latents)),
         voxel_ml=_voxel_ml(model),

@@ -110,17 +110,29 @@ def check_requests(run: Run) -> None:
     Raises:
         InputError: naming the key of the config.
     """
-    joint = fit_joint(run)
-    plan_of(run, joint)
+    g, joint = run.config.generate, fit_joint(run)
+    asked = plan_of(run, joint).columns
     texts = [c.name for c in conditions(run)[0].covariates if c.is_text]
     if run.config.distil is not None and texts:
         raise InputError(f"distil: the condition '{texts[0]}' is a text, and texts cannot be distilled; remove distil")
     labels = () if follows_masks(run) else tuple(run.store.label_names)
-    chain.check(run.config.generate.steering, run.config.generate.guidance, Known(joint, labels))
+    chain.check(g.steering, g.guidance, Known(joint, labels, told_by_masks(run)))
+    _check_decided(run, joint, asked)
     volume, known = run.config.report.volume, joint.schema.names
     if volume is not None and volume not in known:
         raise InputError(f"report.volume '{volume}' is no condition of the model (they are: {', '.join(known)})")
     _check_fidelity(run)
+
+
+def _check_decided(run: Run, joint: Joint, asked: Collection[str]) -> None:
+    """Refuse what steering decides and something else would have to."""
+    decided = chain.decides(run.config.generate.steering, joint.schema)
+    if both := sorted(decided.intersection(asked)):
+        raise InputError(f"'{both[0]}' is asked for by the request and by generate.steering; ask for it in one of them")
+    if decided and run.config.distil is not None:
+        raise InputError(
+            f"distil: generate.steering decides '{min(decided)}', which a student could not be asked about; remove one"
+        )
 
 
 def _check_fidelity(run: Run) -> None:
@@ -166,16 +178,22 @@ def presence(run: Run) -> tuple[Schema, list[dict[str, Value]]]:
     return Schema(tuple(Covariate(n, "categorical", levels=("no", "yes")) for n in mixed)), flags
 
 
+def told_by_masks(run: Run) -> frozenset[str]:
+    """What a label map says, its volumes and what is derived from them, where images follow masks; else nothing."""
+    if not follows_masks(run):
+        return frozenset()
+    volumes = (volume_column(name) for name in run.store.label_names[1:])
+    return frozenset(volumes).union(run.config.covariates.derived)
+
+
 def fit_encoder(run: Run) -> tuple[ConditionEncoder, list[dict[str, Value]]]:
     """The condition encoder fitted on training cases, and the rows of all cases.
 
-    What a label map says, its volumes and what is derived from them, is no condition of images that follow masks: two
-    answers to one question could differ.
+    What a label map says is no condition of images that follow masks: two answers to one question could differ.
     """
     schema, rows = conditions(run)
-    if follows_masks(run):
-        told = {*(volume_column(name) for name in run.store.label_names[1:]), *run.config.covariates.derived}
-        schema = schema.only([name for name in schema.names if name not in told])
+    told = told_by_masks(run)
+    schema = schema.only([name for name in schema.names if name not in told])
     flags_schema, flags = presence(run)
     whole = [{**row, **flag} for row, flag in zip(rows, flags, strict=True)]
     fitted = ConditionEncoder.fit(schema.joined(flags_schema), [whole[i] for i in run.train_cases()])

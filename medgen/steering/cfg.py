@@ -11,7 +11,7 @@ from medgen.models.seam import Model, Prediction
 from medgen.steering.context import Known
 from medgen.steering.passes import check_interval, together, within
 
-NEEDS_NULL = True
+NEEDS_NULL = "all"
 
 
 def wrap(model: Model, *, scale: float = 1.0, interval: Sequence[float] = (), rescale: float = 0.0) -> Model:

@@ -15,6 +15,8 @@ from medgen.models.seam import Model
 from medgen.registry import beside, check_options, options_of, resolve
 from medgen.steering.context import Context, Known
 
+_SELDOM = 1e-3
+
 Step = Mapping[str, Any] | Callable[[Model], Model]
 Steps = Sequence[Step]
 
@@ -47,28 +49,33 @@ def check(steps: Steps, guidance: float = 1.0, known: Known | None = None) -> No
             )
 
 
-def check_nulls(steps: Steps, guidance: float, drop_all: float, drop_each: float) -> None:
-    """Refuse to guide by what nothing was asked of: a null that no training ever showed the network is noise.
+def check_nulls(
+    steps: Steps, guidance: float, drop_all: float, drop_each: float, *, columns: int | None = None
+) -> None:
+    """Refuse to guide by what nothing was asked of: a null that training hardly showed the network is noise.
 
     Args:
         steps: the entries.
         guidance: the short form of a ``cfg`` entry.
         drop_all: chance with which training left out all covariates of a row.
         drop_each: chance with which it left out each on its own.
+        columns: how many covariates the network is told; None where that is not known yet, which refuses less.
 
     Raises:
-        InputError: an entry needs the null, and both chances are 0.
+        InputError: an entry compares with a row without covariates ("all") or without some of them ("some"), and
+            training left out as much in less than one row of a thousand.
     """
-    if drop_all > 0 or drop_each > 0:
-        return
+    nothing = drop_all + (1 - drop_all) * drop_each ** (columns or 1)
+    chance = {"all": nothing, "some": nothing if columns == 1 else drop_each}
     kinds = [_parts(step)[0] for step in steps if isinstance(step, Mapping)]
-    needing = [f"steering '{kind}'" for kind in kinds if _hook(kind, "NEEDS_NULL")]
-    needing = ([f"guidance {guidance:g}"] if guidance != 1 else []) + needing
-    if needing:
-        raise InputError(
-            f"{needing[0]} needs a model that was also trained without covariates; train with diffusion.drop_all or "
-            "drop_each above 0, or leave it out"
-        )
+    needing = [(f"steering '{kind}'", need) for kind in kinds if (need := _hook(kind, "NEEDS_NULL"))]
+    for what, need in ([(f"guidance {guidance:g}", "all")] if guidance != 1 else []) + needing:
+        if chance[need] < _SELDOM:
+            key = "drop_all" if need == "all" else "drop_each"
+            raise InputError(
+                f"{what} needs a model that was also trained without {need} of its covariates; train with "
+                f"diffusion.{key} above 0, or leave it out"
+            )
 
 
 def apply(model: Model, steps: Steps, guidance: float, context: Context) -> Model:

@@ -18,7 +18,7 @@ from medgen.models.seam import Model, Prediction
 from medgen.steering.context import Context, Known
 from medgen.steering.passes import check_interval, together, within
 
-NEEDS_NULL = True
+NEEDS_NULL = "some"
 
 _SAID_IN = "steering 'composition'"
 _KEYS = ("where", "weight")
@@ -94,6 +94,8 @@ def check(
         if known is not None:
             request = _request(entry["where"], known.schema)
             check_request(Request(request.given, force), known.schema, known.joint, _SAID_IN)
+            for name in request.given:
+                known.require(name, _SAID_IN)
             _row(entry, known.schema)
 
 

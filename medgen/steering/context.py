@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from medgen.cohort.joint import Joint
-from medgen.cohort.schema import Schema, volume_column
+from medgen.cohort.schema import Covariate, Schema, volume_column
+from medgen.cohort.where import known
+from medgen.errors import InputError
 from medgen.models.codec import Decoded
 from medgen.models.condition import Condition, ConditionEncoder
 from medgen.models.seam import Model
@@ -20,15 +22,30 @@ class Known:
     Attributes:
         joint: of the covariates users may ask for.
         labels: label names by id, background first; empty without labels.
+        by_mask: those of the covariates that only the mask is asked for, where images follow masks.
     """
 
     joint: Joint
     labels: tuple[str, ...]
+    by_mask: frozenset[str] = frozenset()
 
     @property
     def schema(self) -> Schema:
         """The covariates users may ask for."""
         return self.joint.schema
+
+    def require(self, name: str, source: str) -> Covariate:
+        """The covariate of that name, of which the denoiser itself is told.
+
+        Raises:
+            InputError: there is none, or the denoiser only sees the mask that was made for it.
+        """
+        column = known(name, self.schema, source)
+        if name in self.by_mask:
+            raise InputError(
+                f"{source}: images follow masks, and '{name}' is asked of the mask alone; ask for it in the request"
+            )
+        return column
 
     @property
     def volumes(self) -> dict[str, int]:

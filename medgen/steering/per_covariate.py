@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from medgen.cohort.where import known as column_known
 from medgen.errors import InputError
 from medgen.models.condition import Condition
 from medgen.models.seam import Model, Prediction
 from medgen.steering.context import Known
 from medgen.steering.passes import check_interval, together, within
 
-NEEDS_NULL = True
+NEEDS_NULL = "some"
 
 
 def wrap(model: Model, *, weights: Mapping[str, float] = MappingProxyType({}), interval: Sequence[float] = ()) -> Model:
@@ -56,4 +55,4 @@ def check(known: Known | None, *, weights: Mapping[str, float], interval: Sequen
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise InputError(f"steering 'per_covariate': the weight of '{name}' is a finite number, not {weight!r}")
         if known is not None:
-            column_known(name, known.schema, "steering 'per_covariate'")
+            known.require(name, "steering 'per_covariate'")

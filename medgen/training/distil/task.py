@@ -96,7 +96,9 @@ class DistilTask:
         if (self.times.diff() == 0).any():
             raise InputError(f"distil: in {steps} steps this process repeats a noise level; take fewer")
         self.paths = Paths(lambda chunk: self._draw(self.own, self._numbers(chunk)), folder / self.own)
-        self.held_out = Paths(lambda chunk: self._draw("held-out", range(_HELD_OUT)), folder / "held-out")
+        self.held_out = Paths(
+            lambda chunk: torch.cat([self._draw("held-out", p) for p in self._held_out()]), folder / "held-out"
+        )
 
     def step(self, step: int, share: float) -> Iterator[tuple[torch.Tensor, str, Mapping[str, torch.Tensor]]]:
         """One batch of paths; gradients are accumulated over consecutive numbers like any other."""
@@ -122,16 +124,22 @@ class DistilTask:
     @torch.no_grad()
     def distance(self, model: Model) -> float:
         """Root mean square distance, in standardised latents, of a model's samples by Euler in S steps."""
-        ends = self.held_out(0)[:, -1].to(self.device)
-        numbers, t = range(_HELD_OUT), self.teacher
-        noise = streams(self._keys("held-out", numbers), t.shape, self.device)
-        cond = self._asked("held-out", numbers)
-        drawn = t.process.sample(model, ends.shape, cond, euler.sample, noise, steps=self.steps)
-        return float((drawn - ends).square().mean().sqrt())
+        t, ends = self.teacher, self.held_out(0)[:, -1]
+        off = []
+        for numbers in self._held_out():
+            noise = streams(self._keys("held-out", numbers), t.shape, self.device)
+            shape, cond = (len(numbers), *t.shape), self._asked("held-out", numbers)
+            drawn = t.process.sample(model, shape, cond, euler.sample, noise, steps=self.steps)
+            off.append((drawn.cpu() - ends[numbers.start : numbers.stop]).square())
+        return float(torch.cat(off).mean().sqrt())
 
     def panel(self, averages: Mapping[str, Ema]) -> np.ndarray | None:
         """None: the student's pictures are the teacher's."""
         return None
+
+    def _held_out(self) -> list[range]:
+        """The held-out paths in batches."""
+        return [range(i, min(i + self.batch, _HELD_OUT)) for i in range(0, _HELD_OUT, self.batch)]
 
     def _numbers(self, chunk: int) -> range:
         return range(chunk * self.batch, (chunk + 1) * self.batch)
