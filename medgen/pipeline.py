@@ -36,9 +36,10 @@ from medgen.stages.check import check
 from medgen.stages.masks import follows_masks, label_run
 from medgen.stages.run import SEGMENTED, Run, StageProgress
 from medgen.steering import chain
+from medgen.store.run_state import OUTDATED, STATE, read_state
 from medgen.training.distributed import world
 
-_STATE, _LOCK = "stages.json", ".lock"
+_LOCK = ".lock"
 _SAMPLING = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
 # They change no weight of a training that reaches its end.
 _UNHASHED = {"log_every", "validate_every", "checkpoint_seconds", "rollbacks"}
@@ -102,7 +103,7 @@ def _prepared(run: Run) -> Any:
         "data": source,
         "schema": schema,
         "files": data.fingerprint(run),
-        "prepare": run.prepare_options(),
+        "prepare": run.prepare_options().to_json(),
         "seed": run.config.seed,
     }
 
@@ -174,7 +175,7 @@ def _prepare(run: Run) -> None:
 
 
 def _combined(run: Run) -> Any:
-    samples = [read_json(fold.folder / _STATE)["synthetic"]["result"] for fold in folds.fold_runs(run)]
+    samples = [read_json(fold.folder / STATE)["synthetic"]["result"] for fold in folds.fold_runs(run)]
     store = read_json(run.folder / "prepared" / "index.json")
     return [run.config.generate.format, samples, folds.outer(run), data.fingerprint(run), store]
 
@@ -278,7 +279,7 @@ def _train_label_model(run: Run) -> None:
     """The stages of the label model, in a folder of their own, on the cohort as the run has prepared it."""
     known = {}
     if world(run.device).first:
-        known = {"prepared": read_json(run.folder / _STATE)["prepared"]["result"]}
+        known = {"prepared": read_json(run.folder / STATE)["prepared"]["result"]}
     _run_stages(label_run(run), _OF_A_MODEL, "model", known)
 
 
@@ -342,7 +343,7 @@ def _run_stages(
 
 def _lead(run: Run, stages: tuple[Stage, ...], until: str | None, known: Mapping[str, str] | None) -> Mapping[str, Any]:
     write_text(run.folder / "config.yaml", run.config_text())
-    state = read_json(run.folder / _STATE) if (run.folder / _STATE).exists() else {}
+    state = read_state(run.folder)
     hashes = dict(known or {})
     for stage in stages:
         if not stage.skip(run):
@@ -373,27 +374,51 @@ def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[st
     before = state.get(stage.name, {})
     folder = run.folder / (stage.place or stage.name)
     same = before.get("hash") == mine and before.get("extent", 0) <= extent
-    if same and before.get("finished") and before.get("extent", 0) == extent and folder.exists():
+    done = same and bool(before.get("finished")) and before.get("extent", 0) == extent
+    if done and folder.exists():
+        if before.pop(OUTDATED, False):
+            write_json(run.folder / STATE, state)
         run.progress(stage.name, 1, 1, "unchanged")
         world().agree(0.0)
         return str(before["result"])
     if before and not same and folder.exists() and not stage.keeps:
         _set_aside(run.folder, stage.name, f"{before['hash']}-{before.get('extent', 0)}")
+    # What is made again after it was lost is not what it was: a training that ends by the clock never repeats.
+    made = (before.get("made", 0) if same else 0) + done
+    told = {"hash": mine, "extent": extent, **({"made": made} if made else {})}
     # In this order a kill at any point leaves a state that does not call another config's result finished.
-    state[stage.name] = {"hash": mine, "extent": extent, "finished": False}
-    write_json(run.folder / _STATE, state)
+    state[stage.name] = {**told, "finished": False}
+    readers = [] if same and not done else _mark_readers(state, stage.name)
+    write_json(run.folder / STATE, state)
     _bring_back(run.folder, stage.name, f"{mine}-{extent}")
     start = time.monotonic()
     if stage.together:
         world().agree(1.0)
     stage.work(run)
-    result = data.result_digest(run, stage.name) if stage.by_content else digest([mine, extent])
+    as_told = [mine, extent, *([made] if made else [])]
+    result = data.result_digest(run, stage.name) if stage.by_content else digest(as_told)
     seconds = round(time.monotonic() - start, 1)
-    state[stage.name] = {"hash": mine, "extent": extent, "finished": True, "result": result, "seconds": seconds}
-    write_json(run.folder / _STATE, state)
+    state[stage.name] = {**told, "finished": True, "result": result, "seconds": seconds}
+    if result == before.get("result"):
+        for name in readers:
+            state[name].pop(OUTDATED)
+    write_json(run.folder / STATE, state)
     if not stage.together:
         world().agree(0.0)
     return result
+
+
+def _mark_readers(state: dict[str, Any], changed: str) -> list[str]:
+    """Mark what was made from a stage, at first or second hand, and is finished; which were marked now."""
+    reached, marked = {changed}, []
+    for stage in STAGES:  # in order, so that whoever reads comes after what it reads
+        if reached.intersection(stage.reads):
+            reached.add(stage.name)
+            known = state.get(stage.name, {})
+            if known.get("finished") and not known.get(OUTDATED):
+                known[OUTDATED] = True
+                marked.append(stage.name)
+    return marked
 
 
 def _set_aside(run_folder: Path, name: str, key: str) -> None:

@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -154,9 +155,73 @@ def test_mended_labels_train_again(tmp_path):
     assert "autoencoder" in did
 
 
+def test_mended_files_of_a_table_train_again(tmp_path):
+    import nibabel as nib
+    import numpy as np
+
+    from medgen.cohort.phantom import write_phantom
+
+    write_phantom(tmp_path / "data", n=4, spacing_mm=8, seed=1, workers=1)
+    images = sorted((tmp_path / "data").glob("sub-*/anat/*.nii.gz"))
+    labels = sorted((tmp_path / "data" / "derivatives").rglob("*_dseg.nii.gz"))
+    table = tmp_path / "lists" / "cohort.csv"
+    table.parent.mkdir()
+    rows = [f"c{k},{i},{j}" for k, (i, j) in enumerate(zip(images, labels, strict=True))]
+    table.write_text("\n".join(["case,image,label", *rows]) + "\n")
+    cfg = changed(
+        data={"phantom": None, "root": str(table), "options": {"root": str(tmp_path)}}, covariates={"use": []}
+    )
+    assert "prepared" in run(tmp_path / "run", cfg, until="prepared")[1]
+    assert not run(tmp_path / "run", cfg, until="prepared")[1]
+    image = nib.load(labels[0])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), labels[0])
+    assert "prepared" in run(tmp_path / "run", cfg, until="prepared")[1], "the table itself has not changed"
+
+
+def test_a_codec_that_is_lost_takes_with_it_what_was_made_by_it(tmp_path):
+    """Its training may end by the clock: another codec of the same config has other latents."""
+    run(tmp_path, changed(), until="latents")
+    shutil.rmtree(tmp_path / "autoencoder")
+    _, did = run(tmp_path, changed(), until="latents")
+    assert {"autoencoder", "latents"} <= did
+    assert not run(tmp_path, changed(), until="latents")[1]
+
+
+def test_what_is_made_from_something_else_by_now_is_not_used(tmp_path):
+    """A split that has moved would let a segmenter validate on cases that the model has seen."""
+    from medgen.stages.folds import combine_run
+
+    def combine(out):
+        return combine_run(tmp_path / "run", tmp_path / out, format="bids", on_progress=lambda *_: None)
+
+    run(tmp_path / "run", changed())
+    assert combine("first").synthetic == 3
+    run(tmp_path / "run", changed(data={"validation": 0.4}), until="prepared")
+    with pytest.raises(InputError, match="model is not finished, or was made from what has changed since"):
+        combine("second")
+    run(tmp_path / "run", changed(), until="prepared")
+    with pytest.raises(InputError, match="run the experiment again"):
+        combine("second")
+    _, did = run(tmp_path / "run", changed())
+    assert not did and combine("second").synthetic == 3, "nothing had changed after all"
+
+
 @pytest.mark.parametrize(
     ("sections", "word"),
     [
+        (
+            {
+                "generate": {
+                    "where": "age=50",
+                    "steering": [{"kind": "composition", "conditions": [{"where": {"age": 60}}]}],
+                }
+            },
+            "'age' is asked for by the request and by generate.steering",
+        ),
+        (
+            {"generate": {"steering": [{"kind": "per_covariate", "weights": {"ventricles_ml": 2}}]}, "pairs": "mask"},
+            "'ventricles_ml' is asked of the mask alone",
+        ),
         ({"generate": {"where": "hight=3"}}, "known: age, sex, ventricles_ml"),
         ({"generate": {"where": "age=300..400"}}, "force"),
         ({"generate": {"requests": "none.csv"}}, "none.csv"),
@@ -169,7 +234,7 @@ def test_mended_labels_train_again(tmp_path):
 def test_what_later_stages_cannot_do_is_refused_before_training(tmp_path, sections, word):
     raw = copy.deepcopy(TINY)
     for section, values in sections.items():
-        raw[section] = {**raw.get(section, {}), **values}
+        raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
     with pytest.raises(InputError, match=word):
         run(tmp_path, config.build(raw, "test"))
     assert not (tmp_path / "autoencoder" / "checkpoint.safetensors").exists()

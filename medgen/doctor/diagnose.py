@@ -84,6 +84,8 @@ def diagnose(
     if not path.exists():
         raise InputError(f"{path} does not exist; give a cohort, an experiment file or a model folder")
     tell = on_progress or (lambda *_: None)
+    if overrides and (path / "model.json").is_file():
+        raise InputError(f"{path} is a model folder, of which --set changes nothing; leave it out")
     notes = _Notes(measure, machine)
     if (path / "model.json").is_file():
         kind = "model"
@@ -98,7 +100,7 @@ def diagnose(
     else:
         kind = "cohort"
         raw = {"name": "cohort", "data": {"root": str(path)}}
-        _cohort(Run(configs.build(raw, str(path)), Path(), tell), notes)
+        _cohort(Run(configs.build(raw, str(path), overrides), Path(), tell), notes)
         notes.findings += environment(device_of("auto"), Path())
     return Diagnosis(str(path), kind, tuple(notes.findings), notes.figures)
 

@@ -69,11 +69,20 @@ def pairs_alike(store: Prepared, samples: Prepared) -> list[Pair]:
         raise InputError(f"{samples.folder} has a label '{unknown[0]}', the cohort has {known}; give its own samples")
     smallest = np.uint8 if len(store.label_values) <= 256 else np.uint16
     to_id = np.array([0, *(ids[volume_column(name)] for name in samples.label_names[1:])], dtype=smallest)
-    order = sorted(range(len(samples.cases)), key=lambda i: samples.cases[i].case_id)
-    labelled = [i for i in order if samples.cases[i].has_label]
+    labelled = _labelled(samples)
     if not labelled:
         raise InputError(f"{samples.folder} has no labels; give samples of a model that makes them")
     return [(samples.image(i), to_id[np.asarray(samples.label(i))]) for i in labelled]
+
+
+def numbers_of(samples: Prepared) -> list[int]:
+    """The numbers of medgen's own samples in their dataset, for each pair of :func:`pairs_alike`."""
+    return [int(samples.cases[i].case_id.removeprefix("sub-").removeprefix("syn")) for i in _labelled(samples)]
+
+
+def _labelled(samples: Prepared) -> list[int]:
+    order = sorted(range(len(samples.cases)), key=lambda i: samples.cases[i].case_id)
+    return [i for i in order if samples.cases[i].has_label]
 
 
 def _in_order(found: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:

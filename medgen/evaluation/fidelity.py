@@ -216,7 +216,7 @@ def _sharpness(reference: Reference, images: Sequence[np.ndarray], codec: Sequen
     box = (slice(None), *(slice(int(w.min()), int(w.max()) + 1) for w in np.nonzero(inside)))
     sets = {
         "samples": list(images),
-        "real": [np.asarray(reference.store.image(i), np.float32) for i in reference.held_out_cases],
+        "real": [np.asarray(reference.store.image(i), np.float32) for i in reference.held_out_cases[:_MAX_SHARPNESS]],
         "reconstructions": list(codec),
     }
     sets = {name: some[:_MAX_SHARPNESS] for name, some in sets.items() if len(some)}

@@ -1,6 +1,6 @@
 """What samples are held against: figures of the real cases, measured once for all models that are compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,8 +130,8 @@ def measure_reference(
     total, done = sum(map(len, sides)), 0
     measured = []
     for side in sides:
-        images = [np.asarray(store.image(i), np.float32) for i in side]
-        labels = [np.asarray(store.label(i)) if store.cases[i].has_label else None for i in side]
+        images = (np.asarray(store.image(i), np.float32) for i in side)
+        labels = (np.asarray(store.label(i)) if store.cases[i].has_label else None for i in side)
         voxel_ml = [_voxel_ml(store, i) for i in side]
 
         def tell(count: int, offset: int = done) -> None:
@@ -147,8 +147,8 @@ def measure_reference(
 
 
 def measure_images(
-    images: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray | None],
+    images: Iterable[np.ndarray],
+    labels: Iterable[np.ndarray | None],
     voxel_ml: Sequence[float],
     segmenter: Segmenter,
     inside: np.ndarray,

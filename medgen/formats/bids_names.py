@@ -4,6 +4,7 @@ The entities medgen needs are in the file names themselves, so sixty lines of pa
 sidecar of a dataset into a SQL database, which takes minutes on large datasets and brings sqlalchemy along.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,10 @@ def channels(found: Sequence[Session], wanted: Sequence[str] | None) -> tuple[li
                 )
                 raise InputError(f"no image is a '{channel}' (there are: {', '.join(known)}); mend channels")
         return picked, tuple(dict.fromkeys(wanted))
+    for s in found:
+        again = [v for v, times in Counter(n.variant for n in s.images).items() if times > 1]
+        if again:
+            raise InputError(f"{s.case_id} has several images '{again[0]}', such as .nii and .nii.gz; keep one")
     crowded = {n.suffix for s in found for n in s.images for m in s.images if n.suffix == m.suffix and n is not m}
     picked = [{n.variant if n.suffix in crowded else n.suffix: n for n in s.images} for s in found]
     order = {c: i for i, c in enumerate(_FIRST_CHANNELS)}

@@ -47,7 +47,8 @@ def read_covariates(
             if not cells.missing(cell) or column not in row:
                 row[column] = cell
         rows[case.case_id] = row
-    subjects = {i: row[SUBJECT] for i, row in rows.items() if ours and row.get(SUBJECT)}
+    told = {i: row.get(SUBJECT, "") for i, row in rows.items()} if ours else {}
+    subjects = {i: subject for i, subject in told.items() if not cells.missing(subject)}
     skip = ("participant_id", "session_id", *([SUBJECT] if ours else []))
     found = covariates(rows, said_in=table, described=described, skip=skip, only=only, texts=texts)
     return Columns(found.schema, found.rows, tuple(notes) + found.notes), subjects

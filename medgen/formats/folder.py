@@ -15,6 +15,7 @@ from medgen.cohort.case import SUBJECT
 from medgen.cohort.schema import Schema
 from medgen.errors import InputError
 from medgen.files import inside, read_json
+from medgen.formats import cells
 from medgen.formats.bids_write import covariate_rows
 from medgen.formats.columns import Columns, covariates, describe, read_described
 from medgen.formats.tables import read_table, tsv_text
@@ -87,7 +88,8 @@ def read_covariates(
         skip=("case_id", SUBJECT),
         texts=texts,
     )
-    return found, {i: rows[i][SUBJECT] for i in case_ids if rows.get(i, {}).get(SUBJECT)}
+    subjects = {i: rows.get(i, {}).get(SUBJECT, "") for i in case_ids}
+    return found, {i: subject for i, subject in subjects.items() if not cells.missing(subject)}
 
 
 def write_covariates(root: Path, info: DatasetInfo, sidecars: Mapping[str, Mapping[str, Any]]) -> None:

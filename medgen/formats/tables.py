@@ -55,12 +55,12 @@ def read_table(path: Path) -> Table:
         raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text; save it again as UTF-8") from None
-    # Splitting on line ends first keeps one stray quotation mark from swallowing the rest of the table.
+    # Line by line: one stray quotation mark would swallow the rest of the table.
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not lines or "\0" in text:
         raise InputError(f"{path} {'is not a text table' if lines else 'is empty'}; write a header and one row a case")
     separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", lines[0]).count)
-    cells = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    cells = [[cell.strip() for cell in next(csv.reader([line], delimiter=separator))] for line in lines]
     columns = tuple(cells[0])
     while columns and not columns[-1]:
         columns = columns[:-1]

@@ -192,6 +192,8 @@ def _synthetic(part: Part, info: DatasetInfo) -> Iterator[tuple[str, _Piece]]:
     renumbered = {v: values[name] for v, name in cohort.label_names.items() if name in values}
     cases = {case.case_id.removeprefix("sub-"): case for case in cohort.cases}
     for sample_id in sorted(ledger.committed()):
+        if sample_id not in cases:
+            raise InputError(f"{part.folder} does not list its sample {sample_id}; finish generating it first")
         sidecar = ledger.sidecar(sample_id)
         covariates = sidecar["covariates"]
         kept = {k: v for k, v in sidecar.items() if k not in ("files", "sample_id", "covariates")}

@@ -19,6 +19,7 @@ from medgen.segment.task import Pair, SegmenterTask
 from medgen.store.augment import Augmentation
 from medgen.store.prepared import Prepared
 from medgen.training.checkpoint import load_average
+from medgen.training.distributed import World
 from medgen.training.loop import Progress, Schedule
 from medgen.training.loop import train as run_loop
 from medgen.training.precision import device_of
@@ -195,7 +196,8 @@ def train(
     schedule = Schedule(
         steps=steps, warmup=min(50, steps // 10), precision=precision, validate_every=max(1, steps // 4)
     )
-    run_loop(task, folder, schedule, where, on_progress)
+    # Stages that train one are the first process's alone.
+    run_loop(task, folder, schedule, where, on_progress, here=World())
     net.load_state_dict(load_average(folder / _CHECKPOINT, "net", net), strict=True)
     done = segmenter.with_network(net)
     done.save(folder)

@@ -21,8 +21,28 @@ def fingerprint(run: Run) -> Any:
     """Names, sizes and times of the input files: enough to see that something changed; contents decide after that."""
     if run.phantom:
         return None
-    files = [run.root] if run.root.is_file() else sorted(p for p in run.root.rglob("*") if p.is_file())
-    return [[str(p.relative_to(run.root)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    root, is_table = run.root, run.root.is_file()
+    base = root.parent if is_table else root
+    # What describes a table lies beside it, and what it names may lie elsewhere.
+    files = [root, root.with_suffix(".json"), base / "dseg.tsv"] if is_table else _files_of(root)
+    if is_table or "root" in run.config.data.options:
+        files += _sources(read_columns(run))
+    there = sorted({p for p in files if p.is_file()})
+    return [[os.path.relpath(p, base), p.stat().st_size, p.stat().st_mtime_ns] for p in there]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def _sources(cohort: Cohort) -> list[Path]:
+    """Every file of the cohort's images, labels and masks; a DICOM series is a folder."""
+    places: set[Path] = set()
+    for case in cohort.cases:
+        masks = [case.mask] if case.mask else []
+        sources = [*case.images.values(), *(f.source for f in case.label), *masks]
+        places.update(source.path for source in sources)
+    return [p for place in places for p in (_files_of(place) if place.is_dir() else [place])]
 
 
 def result_digest(run: Run, stage: str) -> str:

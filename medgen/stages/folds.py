@@ -18,6 +18,7 @@ from medgen.progress import Rate
 from medgen.stages import data
 from medgen.stages.run import Fold, Run, StageProgress, named
 from medgen.store.prepared import INDEX, Prepared
+from medgen.store.run_state import require
 
 COMBINED = "combined"
 
@@ -133,6 +134,7 @@ def _combine(run: Run, out: Path, format: str) -> Combined:
     for number, (folder, prefix) in enumerate(zip(folders, prefixes, strict=True)):
         if not (folder / "synthetic").is_dir():
             raise InputError(f"{folder / 'synthetic'} does not exist; finish the run first")
+        require(folder, "model", "synthetic")
         parts.append(Part(folder / "synthetic", kind, info_of(*read_spec(folder / "model")), number, prefix))
     rate = Rate("cases")
     return combine(

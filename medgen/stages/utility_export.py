@@ -13,6 +13,7 @@ from medgen.stages.folds import check_unseen
 from medgen.stages.run import Run
 from medgen.stages.utility_size import FOLDER
 from medgen.stages.views import views
+from medgen.store.run_state import require
 
 
 def combine_size(folder: Path, size: str, out: Path, *, format: str = "nnunet") -> Combined:
@@ -43,6 +44,7 @@ def combine_size(folder: Path, size: str, out: Path, *, format: str = "nnunet") 
     asked = run.config.utility.model_copy(update={"sizes": (int(size) if size.isdigit() else "all",)})
     apart, seen = views(replace(run, config=run.config.model_copy(update={"utility": asked})), cohort)
     (view,) = seen.values()
+    require(own, "model", "synthetic")
     check_unseen(own, apart)
     sides = {i: "train" for i in view.labelled} | {i: "val" for i in apart}
     spec, sha256 = read_spec(own / "model")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medgen.evaluation.alike import pairs_alike, prepared_alike
+from medgen.evaluation.alike import numbers_of, pairs_alike, prepared_alike
 from medgen.evaluation.utility.arms import Material
 from medgen.evaluation.utility.run import Bench, run_trial, teacher_of
 from medgen.evaluation.utility.samples import copy_rates
@@ -18,6 +18,7 @@ from medgen.stages.quality import shortfall
 from medgen.stages.run import Run, named
 from medgen.stages.views import View, primary_size
 from medgen.store.prepared import INDEX, Prepared
+from medgen.store.run_state import read_state
 
 FOLDER = "utility"
 
@@ -45,7 +46,7 @@ class SizeRun:
         stages(self.run, "prepared")
         self.store = Prepared.open(self.run.folder / "prepared")
         self.inputs: list[Any] = [digest(read_json(self.run.folder / "prepared" / INDEX)), list(view.labelled)]
-        self.samples: list[Pair] = []
+        self.samples: list[tuple[int, Pair]] = []
         self.made = ""
 
     def result(self, trial: Trial, tell: Callable[[float, str], None]) -> dict[str, Any]:
@@ -55,16 +56,22 @@ class SizeRun:
         material = Material(
             labelled=pairs_of(self.store, [place[i] for i in self.view.labelled]),
             unlabelled=[self.store.image(place[i]) for i in self.view.unlabelled],
-            synthetic=lambda: self.samples,
+            synthetic=self._first,
             teacher=lambda seed: teacher_of(self.bench, replace(trial, seed=seed), material, self.inputs, tell),
             spacing_mm=self.store.spacing_mm,
         )
         return run_trial(self.bench, trial, material, inputs, tell)
 
+    def _first(self, n: int) -> list[Pair]:
+        """The samples of the first n requests, less those that the gates left out."""
+        return [pair for number, pair in self.samples if number < n]
+
     def generator(self, n: int, held_out: Sequence[int]) -> dict[str, Any]:
         """Train the generator, draw and prepare its pairs; what is known of them."""
         self.stages(self.run, "synthetic")
-        self.made = str(read_json(self.run.folder / "stages.json")["synthetic"]["result"])
+        # By what decides a sample, not by how many there are: more of them leave those that were there as they are.
+        state = read_state(self.run.folder)["synthetic"]
+        self.made = digest([state["hash"], state.get("made", 0)])
         prepared = prepared_alike(
             self.store,
             self.run.folder / "synthetic",
@@ -74,8 +81,8 @@ class SizeRun:
             workers=self.run.config.workers or 1,
             on_progress=self.run.stage_progress("samples"),
         )
-        self.samples = pairs_alike(self.store, prepared)
-        train, chosen = self.run.train_cases(), self.samples[:n]
+        self.samples = list(zip(numbers_of(prepared), pairs_alike(self.store, prepared), strict=True))
+        train, chosen = self.run.train_cases(), self._first(n)
         trained = read_spec(self.run.folder / "model")[0].trained_on
         return {
             "train": int(trained["cases"]),

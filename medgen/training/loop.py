@@ -135,6 +135,7 @@ def train(
     on_progress: Progress | None = None,
     *,
     keeper: Keeper | None = None,
+    here: World | None = None,
 ) -> dict[str, Ema]:
     """Train until the schedule's end and return the averaged weights.
 
@@ -147,11 +148,13 @@ def train(
         device: where the modules are.
         on_progress: called with (done, total, remark).
         keeper: told of every validation.
+        here: this process among those that train; all by default. A training of one process beside others that wait
+            is given ``World()``.
 
     Raises:
         InputError: the training diverged, ``schedule.rollbacks`` times over.
     """
-    here = world(device)
+    here = here or world(device)
     here.share_start(task.modules.values())
     averages = {
         ema.key(name, profile): Ema(module, ema.GAMMAS[profile])

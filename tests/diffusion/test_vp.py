@@ -115,6 +115,16 @@ def test_visited_timesteps_are_diffusers(spacing, steps):
         assert got.tolist() == peer.timesteps.tolist()
 
 
+@pytest.mark.parametrize("steps", [350, 400, 600, 700])
+def test_leading_steps_that_would_not_start_in_noise_are_refused(steps):
+    """Of 1000 timesteps 600 steps of spacing leading visit the lower 600, from a state that is half data."""
+    process = vp.build(spacing="leading")
+    with pytest.raises(InputError, match="where little of the noise is left") as caught:
+        process.visited(steps)
+    better = int(str(caught.value).rsplit(" ", 1)[1])
+    assert process.visited(better)[0] > 990
+
+
 def test_offset_and_karras():
     assert vp.build(spacing="leading", offset=1).visited(50).tolist() == list(range(981, 0, -20))
     process = vp.build(spacing="karras")

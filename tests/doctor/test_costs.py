@@ -17,6 +17,7 @@ from medgen.doctor import costs, diagnose, network_costs, timing
 from medgen.doctor.counted import Machine
 from medgen.doctor.environment import environment
 from medgen.doctor.facts import collect
+from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
 from medgen.stages.conditions import conditions
 from medgen.stages.data import read
@@ -161,3 +162,9 @@ def test_cohorts_of_any_format_are_read(tiny_run: Path) -> None:
     assert read_cohort(tiny_run / "synthetic").cases
     found = diagnose(tiny_run / "synthetic", measure=False)
     assert found.figures["format"] == "bids" and found.figures["cases"] == 3
+    one = diagnose(tiny_run / "synthetic", measure=False, overrides=("data.format=bids", "data.options.channels=[T1w]"))
+    assert one.figures["format"] == "bids"
+    with pytest.raises(InputError, match="formt"):
+        diagnose(tiny_run / "synthetic", measure=False, overrides=("data.formt=bids",))
+    with pytest.raises(InputError, match="--set changes nothing"):
+        diagnose(tiny_run / "model", measure=False, overrides=("device=cpu",))

@@ -51,6 +51,13 @@ def test_sessions_runs_and_missing_channels(tmp_path: Path) -> None:
     assert {c.subject_id for c in cohort.cases} == {"sub-01", "sub-02"}
 
 
+def test_one_image_in_two_files_is_refused(tmp_path: Path) -> None:
+    root = bids(tmp_path, ("01",))
+    image_at(root / "sub-01/anat/sub-01_T1w.nii")
+    with pytest.raises(InputError, match=r"sub-01 has several images 'T1w', .*; keep one"):
+        read_cohort(root)
+
+
 def test_several_images_of_one_suffix_are_channels(tmp_path: Path) -> None:
     root = bids(tmp_path, ("01", "02"))
     image_at(root / "sub-01/anat/sub-01_ce-gd_T1w.nii.gz")

@@ -81,6 +81,8 @@ def test_a_table_of_covariates_may_lie_beside(tmp_path: Path) -> None:
         ("p", {"age": 50, "sex": "F"}),
         ("p", {"age": 51, "sex": None}),
     ]
+    text_at(root / "covariates.tsv", "case_id\tsubject\nb_2\tn/a\na_1\tn/a\n")
+    assert [c.subject_id for c in read_cohort(root).cases] == ["a_1", "b_2"], "who is not named is nobody's sibling"
 
 
 def test_reading_the_label_of_nnunet_is_exact(tmp_path: Path) -> None:

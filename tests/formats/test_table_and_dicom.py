@@ -46,6 +46,14 @@ def test_table_with_one_image_column_and_a_root(tmp_path: Path) -> None:
         read_cohort(tmp_path / "t/list.tsv")
 
 
+@pytest.mark.parametrize("row", ['"5 mm lesion,40', '40,"5 mm lesion'])
+def test_a_stray_quotation_mark_takes_no_row_with_it(tmp_path: Path, row: str) -> None:
+    for name in "abc":
+        image_at(tmp_path / f"{name}.nii.gz")
+    text_at(tmp_path / "list.csv", f"image,x,y\na.nii.gz,{row}\nb.nii.gz,1,50\nc.nii.gz,2,60\n")
+    assert [c.case_id for c in read_cohort(tmp_path / "list.csv").cases] == ["a", "b", "c"]
+
+
 def test_repeated_file_names_get_numbers(tmp_path: Path) -> None:
     image_at(tmp_path / "p/t1.nii.gz"), image_at(tmp_path / "q/t1.nii.gz")
     text_at(tmp_path / "list.csv", "path\np/t1.nii.gz\nq/t1.nii.gz\n")

@@ -43,7 +43,8 @@ def test_a_student_is_made_of_a_finished_model_without_training_that_again(disti
 def test_a_students_folder_says_what_it_is(distilled_run, tiny_run):
     folder, _ = distilled_run
     student, teacher = read_spec(folder / "distilled")[0], read_spec(folder / "model")
-    assert student.sampling == {"sampler": "euler", "options": {}, "steps": 4, "guidance": 1.0, "steering": []}
+    own = {"sampler": "euler", "options": {}, "steps": 4, "guidance": 1.0, "steering": []}
+    assert student.sampling == {**teacher[0].sampling, **own} and "gates" in student.sampling, "its gates go with it"
     told = student.trained_on["distilled"]
     assert told["teacher_sha256"] == teacher[1] and told["guidance"] == TINY["generate"]["guidance"]
     assert told["rmse"] > 0 and told["rmse_teacher_in_as_many_steps"] > 0
@@ -92,6 +93,30 @@ def test_a_teacher_steered_to_values_of_its_own_is_refused(tiny_run, tmp_path):
     write_json(tmp_path / "model" / "model.json", raw)
     with pytest.raises(InputError, match="steered to a 'ventricles_ml' of its own"):
         distil(tmp_path / "model", tmp_path / "out", Distillation(steps=2, teacher_steps=4), Schedule(2))
+
+
+def test_a_teacher_that_never_learnt_to_be_asked_nothing_is_refused(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    raw = read_json(tmp_path / "model" / "model.json")
+    raw["trained_on"]["dropped"] = {"all": 0.0, "each": 0.0}
+    raw["sampling"]["guidance"] = 1.0
+    write_json(tmp_path / "model" / "model.json", raw)
+    with pytest.raises(InputError, match="set drop to 0"):
+        distil(tmp_path / "model", tmp_path / "out", Distillation(steps=2, teacher_steps=4), Schedule(2))
+
+
+def test_a_student_starts_from_noise_where_leading_steps_would_not(tiny_run, tmp_path):
+    """Four leading steps of a published process begin at three quarters of the way: its student takes others."""
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    raw = read_json(tmp_path / "model" / "model.json")
+    raw["process"] = {"kind": "vp", "options": {"spacing": "leading", "offset": 1}}
+    write_json(tmp_path / "model" / "model.json", raw)
+    how = Distillation(steps=4, teacher_steps=8, batch=2, reuse=4)
+    distil(tmp_path / "model", tmp_path / "out", how, Schedule(steps=1, validate_every=1, precision="float32"))
+    student = read_spec(tmp_path / "out")[0]
+    assert dict(student.process.options) == {"spacing": "linspace"}
+    process = Generator.load(tmp_path / "out", device="cpu").model.process
+    assert float(process.sigmas(4)[0]) == process.sigma_range[1]
 
 
 def test_the_command_writes_a_model_folder(tiny_run, tmp_path):

@@ -187,3 +187,17 @@ def test_pairs_of_a_prepared_cohort(tiny_run, tmp_path):
     assert len(pairs) == len(store.indices("train"))
     done = train(pairs, tmp_path, **{**SMALL, "labels": len(store.label_values)}, steps=1)
     assert done.predict(pairs[0][0]).shape == store.shape
+
+
+def test_it_trains_alone_while_other_processes_wait(tmp_path, monkeypatch):
+    """Under torchrun its stages are the first process's: whoever met the others in a collective would hang."""
+    from medgen.training import loop
+    from medgen.training.distributed import World
+
+    def meet(*_):
+        raise AssertionError("a collective")
+
+    monkeypatch.setattr(loop, "world", lambda device=None: World(0, 2))
+    for name in ("broadcast", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, meet)
+    train(balls(2), tmp_path, labels=2, steps=2, **SMALL)

@@ -148,6 +148,31 @@ def test_asked_volumes_are_met_by_the_edit_that_takes_them(finished, generator):
     assert sample.sidecar["mask"]["edited"] and sample.sidecar["drawing"]["masks"]["edits"]
 
 
+def test_a_mask_that_an_edit_cannot_change_costs_its_own_sample_only(finished, generator, tmp_path):
+    """The second of two masks has no ventricles to grow."""
+    from medgen.cohort.requests import plan
+    from medgen.generation.dataset import generate
+    from medgen.generation.gates.panel import Gates
+    from medgen.generation.gates.setting import Setting
+    from medgen.generation.left_out import LeftOut
+
+    store, spec = Prepared.open(finished / "prepared"), generator.model.spec
+    values = np.array(spec.label_values)[store.label(store.indices("train")[0])].astype(np.int16)
+    lacking = np.where(values == spec.label_values[spec.label_names.index("Ventricles")], 0, values)
+    for name, data in (("a", values), ("b", lacking)):
+        write_volume(tmp_path / "masks" / f"{name}.nii.gz", Volume(data[None], np.diag([*spec.spacing_mm, 1.0])))
+    edited = given(generator, tmp_path / "masks", edits=({"kind": "volume", "structure": "Ventricles"},))
+    asked = plan(edited.schema, edited.model.joint, where="ventricles_ml=20", force=True)
+    with pytest.raises(InputError, match=r"sample 1: mask 1 cannot be edited: .*leave that mask out"):
+        edited.draw([asked.row(i, 0) for i in range(2)], [Key(0, 0), Key(0, 1)])
+    gates = Gates.of(spec, Setting({}, others=False, attempts=2))
+    found = generate(edited, tmp_path / "out", 2, asked, seed=0, gates=gates)
+    assert found.made == 1
+    (record,) = LeftOut(tmp_path / "out").records().values()
+    said = [draw["faults"]["edit"]["mask"] for draw in record["rejected"]]
+    assert len(said) == 2 and all(words.startswith("mask 1 cannot be edited") for words in said)
+
+
 def test_masks_that_do_not_fit_are_refused(finished, generator, tmp_path):
     spec = generator.model.spec
     affine = np.diag([*spec.spacing_mm, 1.0])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -82,3 +83,38 @@ def test_what_is_recorded_is_json_and_names_no_path(tmp_path):
     moved = chain.moved(steps[:2], lambda path: Path("x") / path.name)
     assert moved == [{"kind": "autoguidance", "weak": f"x/{tmp_path.name}"}, steps[1]]
     assert chain.decides([{"kind": "composition", "conditions": [{"where": {"a": 1}}]}, *steps], SCHEMA) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "drop_all", "drop_each", "columns", "refused"),
+    [
+        ("cfg", 0.1, 0.0, 6, False),
+        ("cfg", 0.0, 0.1, 6, True),  # all six are left out once in a million rows
+        ("cfg", 0.0, 0.1, 2, False),
+        ("cfg", 0.0, 0.1, None, False),
+        ("per_covariate", 0.1, 0.0, 6, True),  # never one alone
+        ("per_covariate", 0.1, 0.0, 1, False),
+        ("composition", 0.0, 0.1, 6, False),
+        ("threshold", 0.0, 0.0, 6, False),
+    ],
+)
+def test_nulls_that_training_hardly_showed_are_refused(kind, drop_all, drop_each, columns, refused):
+    def check():
+        chain.check_nulls([{"kind": kind}], 1.0, drop_all, drop_each, columns=columns)
+
+    if refused:
+        with pytest.raises(InputError, match=f"steering '{kind}' needs a model that was also trained without"):
+            check()
+    else:
+        check()
+
+
+def test_columns_that_only_the_mask_is_asked_cannot_be_steered():
+    known = replace(KNOWN, by_mask=frozenset({"ball_ml"}))
+    for step in (
+        {"kind": "per_covariate", "weights": {"ball_ml": 2.0}},
+        {"kind": "composition", "conditions": [{"where": {"ball_ml": 3.0}}]},
+    ):
+        chain.check([step], known=KNOWN)
+        with pytest.raises(InputError, match="'ball_ml' is asked of the mask alone"):
+            chain.check([step], known=known)

@@ -19,14 +19,14 @@ class Material:
     Attributes:
         labelled: the labelled real cases.
         unlabelled: images (C, X, Y, Z) of the other real cases that are not held out.
-        synthetic: the synthetic pairs, in their order; made or read when they are asked for.
+        synthetic: n -> the synthetic pairs of the first n requests; made or read when they are asked for.
         teacher: seed -> the segmenter of the arm ``classical`` of this size.
         spacing_mm: of the grid.
     """
 
     labelled: Sequence[Pair]
     unlabelled: Sequence[np.ndarray]
-    synthetic: Callable[[], Sequence[Pair]]
+    synthetic: Callable[[int], Sequence[Pair]]
     teacher: Callable[[int], Segmenter]
     spacing_mm: tuple[float, float, float]
 
@@ -55,7 +55,7 @@ def _classical(material: Material, seed: int, n: int) -> Recipe:
 
 
 def _synthetic(material: Material, seed: int, n: int) -> Recipe:
-    return Recipe(material.labelled, material.classical, extra=material.synthetic()[:n])
+    return Recipe(material.labelled, material.classical, extra=material.synthetic(n))
 
 
 def _pseudo(material: Material, seed: int, n: int) -> Recipe:
@@ -65,7 +65,7 @@ def _pseudo(material: Material, seed: int, n: int) -> Recipe:
 
 
 def _synthetic_only(material: Material, seed: int, n: int) -> Recipe:
-    return Recipe(material.synthetic()[:n], material.classical)
+    return Recipe(material.synthetic(n), material.classical)
 
 
 def _randomised(material: Material, seed: int, n: int) -> Recipe:

@@ -17,6 +17,7 @@ from medgen.errors import InputError
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 from medgen.store.latents import Latents, LatentStatistics
 from medgen.store.prepared import INDEX, Prepared
+from medgen.store.run_state import stands
 from medgen.training.memorisation import Memorisation, nearness
 
 ON = True
@@ -66,6 +67,8 @@ def _yardstick(context: Context, run: Path, quantile: float) -> Memorisation:
         needed = (folder / "latents" / "index.json", folder / "prepared" / INDEX)
         if context.folder is None or not all(path.is_file() for path in needed):
             raise CannotJudgeError("no latents of the training cases lie beside the model folder, and it holds none")
+    if not all(stands(folder, stage) for stage in ("model", "latents")):
+        raise CannotJudgeError("the run that the model lies in has changed since it was made")
     stored, store = Latents(folder / "latents"), Prepared.open(folder / "prepared")
     shape = tuple(context.latent_shape)
     ours = LatentStatistics(tuple(context.statistics["mean"]), tuple(context.statistics["std"]))
