@@ -16,6 +16,7 @@ from medgen.registry import beside, check_options, options_of, resolve
 from medgen.steering.context import Context, Known
 
 _SELDOM = 1e-3
+_LEFT_OUT = {"all": ("covariates", "drop_all"), "some": ("single covariates", "drop_each")}
 
 Step = Mapping[str, Any] | Callable[[Model], Model]
 Steps = Sequence[Step]
@@ -71,10 +72,10 @@ def check_nulls(
     needing = [(f"steering '{kind}'", need) for kind in kinds if (need := _hook(kind, "NEEDS_NULL"))]
     for what, need in ([(f"guidance {guidance:g}", "all")] if guidance != 1 else []) + needing:
         if chance[need] < _SELDOM:
-            key = "drop_all" if need == "all" else "drop_each"
+            words, key = _LEFT_OUT[need]
             raise InputError(
-                f"{what} needs a model that was also trained without {need} of its covariates; train with "
-                f"diffusion.{key} above 0, or leave it out"
+                f"{what} needs a model that was also trained without {words}; train with diffusion.{key} above 0, or "
+                "leave it out"
             )
 
 

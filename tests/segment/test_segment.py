@@ -200,4 +200,4 @@ def test_it_trains_alone_while_other_processes_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "world", lambda device=None: World(0, 2))
     for name in ("broadcast", "all_reduce"):
         monkeypatch.setattr(torch.distributed, name, meet)
-    train(balls(2), tmp_path, labels=2, steps=2, **SMALL)
+    train(balls(2), tmp_path, steps=2, **SMALL)

@@ -38,8 +38,6 @@ def build(context: Context, *, level: float = 0.0, beyond: float = 0.02) -> Judg
         beyond: share of voxels that may lie outside [-1, 1] by more than an eighth of the range. They are clipped when
             the image is written; a codec rings a little at bright edges.
     """
-    if level > 0:
-        context.need_laws()
 
     def judge(seen: Seen) -> Verdict:
         scores = dict(measure(seen))
