@@ -154,7 +154,7 @@ def show(result: Mapping[str, Any]) -> None:
 def compare(bench: Bench) -> dict[str, Any]:
     """The whole comparison."""
     foresee(bench)
-    codec, reference = shared_codec(bench), yardstick(bench)
+    reference, codec = yardstick(bench), shared_codec(bench)
     store, held_out = bench.store, bench.store.indices("val")
     cases = [(np.asarray(store.image(i), np.float32), np.asarray(store.label(i))) for i in held_out]
     reconstructions = [reconstruct(codec, image, label, bench.device)[0] for image, label in cases]

@@ -21,7 +21,7 @@ from medgen import pipeline
 from medgen.cohort.schema import volume_column
 from medgen.config import Config
 from medgen.config.codec import LatentsConfig
-from medgen.evaluation.reference import Measured, Reference, measure_reference
+from medgen.evaluation.reference import LEAST, Measured, Reference, measure_reference
 from medgen.files import atomic, digest, sha256_file
 from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import build_codec, build_network
@@ -201,8 +201,16 @@ def _link(place: Path, target: Path) -> None:
         place.symlink_to(target, target_is_directory=True)
 
 
-def yardstick(bench: Bench) -> Reference:
-    """The independent segmenter, trained on the real training cases, and what it says of all real cases."""
+def yardstick(bench: Bench, least: int = LEAST) -> Reference:
+    """The independent segmenter, trained on the real training cases, and what it says of all real cases.
+
+    Args:
+        bench: the cohort.
+        least: training and held-out cases that there must be.
+    """
+    found = min(len(bench.store.indices(side)) for side in ("train", "val"))
+    if found < least:
+        raise SystemExit(f"{bench.options.data} has {found} cases on one side, and distributions need {least}")
     tell, began = telling("real"), time.monotonic()
     folder = bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}"
     segmenter = train_on(
@@ -222,6 +230,7 @@ def yardstick(bench: Bench) -> Reference:
             segmenter,
             components=COMPONENTS,
             block=BLOCK,
+            least=least,
             on_progress=lambda done, total, remark: tell("reference", done, total, remark),
         )
         with atomic(path) as temporary, temporary.open("wb") as stream:

@@ -228,7 +228,7 @@ def main() -> None:
     began, bench = time.monotonic(), open_bench(options)
     minutes = options.minutes if options.distil_minutes is None else options.distil_minutes
     foresee(bench, options.processes, options.evaluations, minutes)
-    codec, reference = shared_codec(bench), yardstick(bench)
+    reference, codec = yardstick(bench), shared_codec(bench)
     table, first_model = {}, None
     for process in options.processes:
         # The first arm of diffusion.py is of the config's own process, and need not be trained again.

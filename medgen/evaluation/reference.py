@@ -104,6 +104,7 @@ def measure_reference(
     components: int = 16,
     block: int = 2,
     unseen: Sequence[int] = (),
+    least: int = LEAST,
     on_progress: Progress | None = None,
 ) -> Reference:
     """Measure the training and the held-out cases of a cohort.
@@ -114,15 +115,18 @@ def measure_reference(
         components: of the features' projection, fitted on the training cases.
         block: voxels whose mean the voxel space takes.
         unseen: training cases that the segmenter was not trained on, as positions in the store; see :func:`halves`.
+        least: training and held-out cases that there must be; distributions need 8, volumes fewer.
         on_progress: called with (done, total, what).
 
     Raises:
-        InputError: fewer than 8 training or held-out cases, or a segmenter for other labels.
+        InputError: fewer training or held-out cases, or a segmenter for other labels.
     """
     sides = tuple(store.indices("train")), tuple(store.indices("val"))
-    if min(map(len, sides)) < LEAST:
+    if min(map(len, sides)) < least:
         found = " and ".join(str(len(side)) for side in sides)
-        raise InputError(f"{store.folder} has {found} training and held-out cases; the comparison needs 8 of each")
+        raise InputError(
+            f"{store.folder} has {found} training and held-out cases; the comparison needs {least} of each"
+        )
     if segmenter.architecture.labels != len(store.label_values):
         raise InputError(f"the segmenter knows {segmenter.architecture.labels} labels, the cohort has another number")
     filled = np.mean([np.asarray(store.image(i) > -1).any(axis=0) for i in sides[0]], axis=0)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medgen.prepare.scan import Scan, scan_loaded
 from medgen.prepare.workers import each
 from medgen.store.prepared import INDEX, Prepared
 
+_KEYS = "keys.json"
 VERSION = 1
 """Of this room's results: raise it when the same input and options give other arrays."""
 
@@ -107,8 +109,7 @@ def _prepare_into(
     def tell(offset: int, what: str) -> Callable[[int], None]:
         return lambda done: on_progress(offset + done, total, what) if on_progress else None
 
-    width = max(4, len(str(len(cohort.cases) - 1)))
-    keys = [f"c{i:0{width}d}" for i in range(len(cohort.cases))]
+    keys = _keys(out, [case.case_id for case in cohort.cases])
     pairs = list(zip(keys, cohort.cases, strict=True))
     scanned = each(_scan, [_ScanJob(k, c, out, options, channels) for k, c in pairs], workers, tell(0, "scanned"))
     plan = make_plan([Scan.from_json(s["scan"]) for s in scanned], options, channels)
@@ -128,6 +129,19 @@ def _prepare_into(
         write_json(out / INDEX, index)
     _remove_others(out, rows, keys)
     return Prepared.open(out)
+
+
+def _keys(out: Path, case_ids: Sequence[str]) -> list[str]:
+    """A key for each case: the one it had here, else the next free number. Who joins the cohort moves nobody else."""
+    path = out / "cases" / _KEYS
+    before = read_json(path) if path.is_file() else {}
+    had = {case_id: before[case_id] for case_id in case_ids if case_id in before}
+    width, taken = max(4, len(str(len(case_ids) - 1))), set(had.values())
+    free = (key for n in count() if (key := f"c{n:0{width}d}") not in taken)
+    keys = {case_id: had.get(case_id) or next(free) for case_id in case_ids}
+    if keys != before:
+        write_json(path, keys)
+    return [keys[case_id] for case_id in case_ids]
 
 
 def _channels(cohort: Cohort, options: PrepareOptions) -> tuple[str, ...]:

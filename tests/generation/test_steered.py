@@ -203,7 +203,7 @@ def test_a_model_without_a_null_is_not_guided(tiny_run, tmp_path):
     Generator.load(tmp_path / "model", device="cpu", drawing=drawing)
     steering = ({"kind": "per_covariate", "weights": {"age": 2.0}},)
     for guided in (replace(drawing, guidance=2.0), replace(drawing, steering=steering)):
-        with pytest.raises(InputError, match="needs a model that was also trained without (single )?covariates"):
+        with pytest.raises(InputError, match=r"needs a model that was also trained without (single )?covariates"):
             Generator.load(tmp_path / "model", device="cpu", drawing=guided)
 
 

@@ -128,6 +128,19 @@ def test_only_the_changed_case_is_done_anew(cohort: Cohort, tmp_path: Path):
     assert changed == {"index.json"} | {f"c0004{e}" for e in (".json", "_scan.json", "_image.npy", "_label.npy")}
 
 
+def test_a_case_that_joins_the_cohort_moves_no_other(cohort: Cohort, tmp_path: Path):
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    prepare_cohort(cohort.with_cases(cohort.cases[1:]), out, QUICK)
+    before = snapshot(out / "cases")
+    done = prepare_cohort(cohort, out, QUICK)
+    after = snapshot(out / "cases")
+    assert {name for name in before if before[name] != after[name]} <= {"keys.json"}
+    assert [c.key for c in done.cases] == ["c0004", "c0000", "c0001", "c0002", "c0003"]
+    fresh = prepare_cohort(cohort, alone, QUICK)
+    for i in range(len(done)):
+        np.testing.assert_array_equal(done.image(i), fresh.image(i))
+
+
 def test_options_and_a_smaller_cohort_are_followed(cohort: Cohort, tmp_path: Path):
     out = tmp_path / "out"
     prepare_cohort(cohort, out, QUICK)
