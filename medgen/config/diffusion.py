@@ -48,7 +48,8 @@ class DiffusionConfig(Section):
     (:class:`medgen.training.diffusion.Crops`). ``ema`` is the average that the model gets: ``auto`` takes the better on
     held-out cases. ``keep: best`` takes the weights of the best validation whose samples do not copy training cases,
     ``last`` the last; without held-out cases it is the last. ``mask_padding`` leaves padding out of the loss where
-    enough other training cases show what is there.
+    enough other training cases show what is there: for cases whose field of view cuts off what samples should have.
+    Samples are then as large as the largest cases, and crops come out too large.
     """
 
     process: str = "flow"
@@ -61,7 +62,7 @@ class DiffusionConfig(Section):
     full_share: UnitInterval = 0.5
     ema: Literal["auto", "short", "long"] = "auto"
     keep: Literal["best", "last"] = "best"
-    mask_padding: bool = True
+    mask_padding: bool = False
     memorisation: MemorisationConfig = MemorisationConfig()
     training: DiffusionTrainingConfig = DiffusionTrainingConfig()
 

@@ -208,6 +208,7 @@ def _ahead(
         notes.findings += covariates.counts(len(cohort.cases), training, subjects, held_out, schema.names)
     if notes.networks:
         notes.findings += covariates.copies(training, c.latents.copies, c.latents.mirror)
+        notes.findings += images.fields_of_view(facts, plan, c.diffusion.mask_padding)
     _asked(ready, schema, [rows[i] for i in train], notes, covered=phantoms is None)
     if notes.measure:
         run.progress("measuring", 0, 1, "one case, and a few steps of each stage")

@@ -8,6 +8,8 @@ import numpy as np
 from medgen.cohort.case import Cohort
 from medgen.doctor.facts import CaseFacts, without_fault
 from medgen.doctor.finding import Finding, number, some
+from medgen.prepare.plan import Plan
+from medgen.prepare.scan import Scan
 
 _SAME_SPACING = 0.02  # relative: headers round, and so do scanners
 _THICK = 3.0
@@ -15,6 +17,37 @@ _RARE_SHARE = 0.1
 _FEW_VOXELS = 20
 _FACE = 0.25
 _OTHER_UNITS = 10.0
+_FEW_CASES = 5
+_MUCH_SMALLER = 0.85
+
+
+def fields_of_view(facts: Sequence[CaseFacts], plan: Plan, mask_padding: bool) -> Iterator[Finding]:
+    """Whether what cases show of the shared grid differs so much in size that their padding is a part of the picture.
+
+    Args:
+        facts: of the cases.
+        plan: the grid.
+        mask_padding: whether the training leaves padding out.
+    """
+    grid_mm = np.multiply(plan.shape, plan.spacing_mm)
+    sizes = [np.minimum(np.multiply(_extents(f), f.spacing_mm), grid_mm).prod() for f in without_fault(facts)]
+    if not mask_padding or len(sizes) < _FEW_CASES:
+        return
+    small, large = np.percentile(sizes, [10, 90])
+    if small < _MUCH_SMALLER * large:
+        yield Finding(
+            "odd",
+            "diffusion.mask_padding",
+            f"fields of view differ in size (a tenth of the cases have {large / small:.2g} times that of another "
+            "tenth), and padding teaches nothing: samples come out as large as the largest",
+            "where images are crops, whose ends belong to them, set diffusion.mask_padding: false",
+        )
+
+
+def _extents(f: CaseFacts) -> Sequence[float]:
+    """Voxels of a case's first image along R, A, S."""
+    scan = Scan.from_json(dict(f.scan))
+    return scan.source.ras().shape
 
 
 def unreadable(facts: Sequence[CaseFacts]) -> Iterator[Finding]:

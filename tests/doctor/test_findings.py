@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -71,6 +72,24 @@ def test_an_experiment_of_few_latents_is_told_how_to_have_more(folder: Path) -> 
     assert "latents.copies: the diffusion model would learn from 10 latents and come to repeat them" in found
     enough = diagnose(path, overrides=("latents.copies=49",), measure=False)
     assert "latents.copies" not in said(enough, "odd")
+
+
+def test_crops_of_many_sizes_are_told_of(folder: Path) -> None:
+    path = folder / "experiment.yaml"
+    rows = [f"i{i}.nii.gz,{30 + i}" for i in range(6)]
+    path.write_text(f"name: crops\ndata: {{root: {table(folder, ['image,age', *rows])}}}\n")
+
+    def odd(*overrides: str) -> str:
+        return said(diagnose(path, overrides=overrides, measure=False), "odd")
+
+    masked = "diffusion.mask_padding=true"
+    assert "diffusion.mask_padding" not in odd(masked), "all of one size"
+    for i in (0, 1):
+        whole = nib.load(folder / f"i{i}.nii.gz")
+        part = nib.Nifti1Image(np.asarray(whole.dataobj)[2:-2, 2:-2, 2:-2], whole.affine)
+        nib.save(part, folder / f"i{i}.nii.gz")
+    assert "diffusion.mask_padding: fields of view differ in size" in odd(masked)
+    assert "diffusion.mask_padding" not in odd()
 
 
 def test_what_is_wrong_with_a_cohort(folder: Path) -> None:

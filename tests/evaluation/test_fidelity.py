@@ -97,6 +97,11 @@ def test_noise_blur_copies_and_disobedience_are_seen(cohort):
     found = fidelity(cohort, noisy, **QUICK)
     assert found["excess"]["frechet"]["low"] > 0 and found["excess"]["mmd"]["low"] > 0
     assert found["sharpness"]["laplacian_ratio_to_real"] > 2 and found["sharpness"]["frame_mean"]["samples"] > -0.99
+    longer = [replace(s, image=np.concatenate([s.image[:, 2:-2]] + [s.image[:, 6:8]] * 2, axis=1)) for s in fresh(24)]
+    share = fidelity(cohort, longer, **QUICK)["sharpness"]["content_share"]
+    assert share["samples"] > 1.15 * share["real"], "crops that are too large"
+    share = good["sharpness"]["content_share"]
+    assert share["samples"] == pytest.approx(share["real"], rel=0.1)
     blurred = [replace(s, image=ndimage.gaussian_filter(s.image, (0, 1.5, 1.5, 1.5))) for s in fresh(24)]
     found = fidelity(cohort, blurred, **QUICK)
     assert found["excess"]["frechet"]["value"] > good["excess"]["frechet"]["value"]
