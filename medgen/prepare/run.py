@@ -22,7 +22,7 @@ from medgen.prepare.scan import Scan, scan_loaded
 from medgen.prepare.workers import each
 from medgen.store.prepared import INDEX, Prepared
 
-_KEYS = "keys.json"
+_SCAN = "_scan.json"
 VERSION = 1
 """Of this room's results: raise it when the same input and options give other arrays."""
 
@@ -133,15 +133,17 @@ def _prepare_into(
 
 def _keys(out: Path, case_ids: Sequence[str]) -> list[str]:
     """A key for each case: the one it had here, else the next free number. Who joins the cohort moves nobody else."""
-    path = out / "cases" / _KEYS
-    before = read_json(path) if path.is_file() else {}
-    had = {case_id: before[case_id] for case_id in case_ids if case_id in before}
+    scans = {path.name.removesuffix(_SCAN): read_json(path) for path in sorted((out / "cases").glob(f"c*{_SCAN}"))}
+    before = {scan["case"]: key for key, scan in scans.items() if "case" in scan}
+    had = {i: before[_who(i)] for i in case_ids if _who(i) in before}
     width, taken = max(4, len(str(len(case_ids) - 1))), set(had.values())
     free = (key for n in count() if (key := f"c{n:0{width}d}") not in taken)
-    keys = {case_id: had.get(case_id) or next(free) for case_id in case_ids}
-    if keys != before:
-        write_json(path, keys)
-    return [keys[case_id] for case_id in case_ids]
+    return [had.get(i) or next(free) for i in case_ids]
+
+
+def _who(case_id: str) -> str:
+    """A case in files that hold no ids."""
+    return digest(["case", case_id])[:16]
 
 
 def _channels(cohort: Cohort, options: PrepareOptions) -> tuple[str, ...]:
@@ -160,15 +162,17 @@ def _scan(job: _ScanJob) -> dict[str, Any]:
     inputs = _inputs(job.case, job.channels)
     options = job.options
     known = digest([VERSION, inputs, job.channels, options.digest_of("crop", "register", "template")])
-    path = job.out / "cases" / f"{job.key}_scan.json"
+    path, who = job.out / "cases" / f"{job.key}{_SCAN}", _who(job.case.case_id)
     if path.is_file():
         found = read_json(path)
         if found["hash"] == known:
+            if found.get("case") != who:
+                write_json(path, found := {**found, "case": who})
             return dict(found)
     template = None if options.register == "none" else load_template(options.template)
     loaded = load_case(job.case, job.channels)
     scan = scan_loaded(loaded, options, job.channels, template=template, said_in=_said_in(job.case))
-    result = {"hash": known, "inputs": inputs, "scan": scan.to_json()}
+    result = {"case": who, "hash": known, "inputs": inputs, "scan": scan.to_json()}
     write_json(path, result)
     return result
 
@@ -244,7 +248,7 @@ def _said_in(case: Case) -> str:
 def _remove_others(out: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     """Remove the files of cases that an earlier, larger cohort had here."""
     kept = {name for row in rows for name in row["sizes"]}
-    kept |= {f"{key}{end}" for key in keys for end in (".json", "_scan.json")}
+    kept |= {f"{key}{end}" for key in keys for end in (".json", _SCAN)}
     for path in (out / "cases").iterdir():
         if path.is_file() and path.name not in kept and re.fullmatch(r"c\d{4,}(_\w+)?\.(json|npy)", path.name):
             path.unlink()
