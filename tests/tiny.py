@@ -1,6 +1,9 @@
 """A whole experiment small enough for a test: eight phantoms of 8 mm, a few steps of training."""
 
+import shutil
+
 from medgen import pipeline
+from medgen.files import read_json, write_json
 
 TINY = {
     "name": "tiny",
@@ -27,3 +30,12 @@ def run(folder, cfg, **options):
     said = []
     report = pipeline.run_experiment(cfg, folder=folder, on_progress=lambda *a: said.append(a), **options)
     return report, {stage for stage, _, _, remark in said if remark != "unchanged"}
+
+
+def model_like(run_folder, folder, change):
+    """A copy of a run's model in which ``change`` has been at the content of model.json."""
+    shutil.copytree(run_folder / "model", folder)
+    raw = read_json(folder / "model.json")
+    change(raw)
+    write_json(folder / "model.json", raw)
+    return folder

@@ -1,6 +1,6 @@
 """What a format yields: cases with their channels, labels and covariates, and the cohort they form."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,9 +8,14 @@ from medgen.cohort.schema import Schema, Value
 
 ORIGIN = "origin"
 REAL, SYNTHETIC = "real", "synthetic"
+"""A column that says of each case of a combined dataset where it comes from, and what stands in it."""
 SUBJECT = "subject"
 """Column and key of a sidecar that say which cases of a dataset are of one person."""
-"""A column that says of each case of a combined dataset where it comes from, and what stands in it."""
+
+
+def numbered(subjects: Iterable[str]) -> dict[str, int]:
+    """Each subject with a running number from 0, in the order in which they come first."""
+    return {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
 
 
 @dataclass(frozen=True)

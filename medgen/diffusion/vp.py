@@ -15,7 +15,7 @@ The network gets the time n / 1000, so that one which multiplies by 1000 sees th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,11 +160,11 @@ class Vp:
         return drawn(model, shape, cond, sampler, noise, self.sigmas(steps), unit=True)
 
 
-def of_few_steps(*, spacing: str = "linspace", **options: Any) -> dict[str, Any]:
+def of_few_steps(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options with which a student of few steps draws: "leading" would start it from half of the noise or less."""
-    if spacing != "leading":
-        return {"spacing": spacing, **options}
-    return {**{name: value for name, value in options.items() if name != "offset"}, "spacing": "linspace"}
+    if options.get("spacing") != "leading":
+        return options
+    return {name: value for name, value in options.items() if name != "offset"} | {"spacing": "linspace"}
 
 
 def signal(schedule: str, timesteps: int, start: float, end: float, *, zero_terminal: bool = False) -> torch.Tensor:

@@ -84,10 +84,10 @@ def diagnose(
     if not path.exists():
         raise InputError(f"{path} does not exist; give a cohort, an experiment file or a model folder")
     tell = on_progress or (lambda *_: None)
-    if overrides and (path / "model.json").is_file():
-        raise InputError(f"{path} is a model folder, of which --set changes nothing; leave it out")
     notes = _Notes(measure, machine)
     if (path / "model.json").is_file():
+        if overrides:
+            raise InputError(f"{path} is a model folder, of which --set changes nothing; leave it out")
         kind = "model"
         _model(path, notes)
     elif path.suffix in (".yaml", ".yml") or (path / "stages.json").is_file():

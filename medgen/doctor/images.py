@@ -29,10 +29,12 @@ def fields_of_view(facts: Sequence[CaseFacts], plan: Plan, mask_padding: bool) -
         plan: the grid.
         mask_padding: whether the training leaves padding out.
     """
-    grid_mm = np.multiply(plan.shape, plan.spacing_mm)
-    sizes = [np.minimum(np.multiply(_extents(f), f.spacing_mm), grid_mm).prod() for f in without_fault(facts)]
-    if not mask_padding or len(sizes) < _FEW_CASES:
+    readable = without_fault(facts)
+    if not mask_padding or len(readable) < _FEW_CASES:
         return
+    grid_mm = np.multiply(plan.shape, plan.spacing_mm)
+    extents = [Scan.from_json(dict(f.scan)).source.ras().shape for f in readable]
+    sizes = [np.minimum(np.multiply(n, f.spacing_mm), grid_mm).prod() for n, f in zip(extents, readable, strict=True)]
     small, large = np.percentile(sizes, [10, 90])
     if small < _MUCH_SMALLER * large:
         yield Finding(
@@ -42,12 +44,6 @@ def fields_of_view(facts: Sequence[CaseFacts], plan: Plan, mask_padding: bool) -
             "tenth), and padding teaches nothing: samples come out as large as the largest",
             "where images are crops, whose ends belong to them, set diffusion.mask_padding: false",
         )
-
-
-def _extents(f: CaseFacts) -> Sequence[float]:
-    """Voxels of a case's first image along R, A, S."""
-    scan = Scan.from_json(dict(f.scan))
-    return scan.source.ras().shape
 
 
 def unreadable(facts: Sequence[CaseFacts]) -> Iterator[Finding]:

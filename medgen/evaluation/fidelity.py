@@ -220,12 +220,16 @@ def _sharpness(reference: Reference, images: Sequence[np.ndarray], codec: Sequen
         "reconstructions": list(codec),
     }
     sets = {name: some[:_MAX_SHARPNESS] for name, some in sets.items() if len(some)}
-    laplacian = {name: float(np.mean([_laplacian(v, inside) for v in some])) for name, some in sets.items()}
+    held = {name: [content(v) for v in some] for name, some in sets.items()}
+    laplacian = {
+        name: float(np.mean([_laplacian(v, inside & own) for v, own in zip(some, held[name], strict=True)]))
+        for name, some in sets.items()
+    }
     spectra = {name: np.mean([radial_spectrum(v[box]).power for v in some], axis=0) for name, some in sets.items()}
     figures: dict[str, Any] = {
         "laplacian_variance": {name: rounded(value) for name, value in laplacian.items()},
         # Of the grid: crops come out too large where padding taught nothing.
-        "content_share": {n: rounded(np.mean([content(v).mean() for v in some])) for n, some in sets.items()},
+        "content_share": {n: rounded(np.mean([own.mean() for own in some])) for n, some in held.items()},
         "frequency_per_voxel": [rounded(f) for f in radial_spectrum(images[0][box]).frequency],
     }
     for other in sets.keys() - {"samples"}:
@@ -238,9 +242,8 @@ def _sharpness(reference: Reference, images: Sequence[np.ndarray], codec: Sequen
     return figures
 
 
-def _laplacian(image: np.ndarray, inside: np.ndarray) -> float:
+def _laplacian(image: np.ndarray, own: np.ndarray) -> float:
     """Of what the image itself holds: crops differ in size, and where they end they are no sharper than elsewhere."""
-    own = inside & content(image)
     return laplacian_variance(image, own) if ndimage.binary_erosion(own).any() else 0.0  # black holds nothing
 
 

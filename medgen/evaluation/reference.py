@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medgen.cohort.case import numbered
 from medgen.errors import InputError
 from medgen.measure.features import Projection
 from medgen.measure.neighbours import voxel_space
@@ -91,8 +92,8 @@ def halves(store: Prepared) -> tuple[tuple[int, ...], tuple[int, ...]]:
     fewer than 8 cases, or none of the first a label, it is empty and the first has all.
     """
     train = store.indices("train")
-    turn = {s: k % 2 for k, s in enumerate(dict.fromkeys(store.cases[i].subject_id for i in train))}
-    first, second = (tuple(i for i in train if turn[store.cases[i].subject_id] == side) for side in (0, 1))
+    number = numbered(store.cases[i].subject_id for i in train)
+    first, second = (tuple(i for i in train if number[store.cases[i].subject_id] % 2 == side) for side in (0, 1))
     enough = len(second) >= LEAST and any(store.cases[i].has_label for i in first)
     return (first, second) if enough else (train, ())
 

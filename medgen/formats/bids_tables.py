@@ -9,7 +9,7 @@ from medgen.errors import InputError
 from medgen.files import inside
 from medgen.formats import cells
 from medgen.formats.bids_names import Session
-from medgen.formats.columns import Columns, covariates, read_described
+from medgen.formats.columns import Columns, covariates, read_described, subjects
 from medgen.formats.tables import read_table
 
 
@@ -47,11 +47,9 @@ def read_covariates(
             if not cells.missing(cell) or column not in row:
                 row[column] = cell
         rows[case.case_id] = row
-    told = {i: row.get(SUBJECT, "") for i, row in rows.items()} if ours else {}
-    subjects = {i: subject for i, subject in told.items() if not cells.missing(subject)}
     skip = ("participant_id", "session_id", *([SUBJECT] if ours else []))
     found = covariates(rows, said_in=table, described=described, skip=skip, only=only, texts=texts)
-    return Columns(found.schema, found.rows, tuple(notes) + found.notes), subjects
+    return Columns(found.schema, found.rows, tuple(notes) + found.notes), subjects(rows) if ours else {}
 
 
 def _participants(root: Path, cases: Sequence[Session], notes: list[str]) -> dict[tuple[str, str], Mapping[str, str]]:

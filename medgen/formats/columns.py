@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medgen.cohort.case import SUBJECT
 from medgen.cohort.schema import MAX_LEVELS, Covariate, Kind, Schema, Value, infer, with_ranges
 from medgen.errors import InputError
 from medgen.files import read_json
@@ -92,6 +93,12 @@ def cell_text(value: Value) -> str:
     if isinstance(value, str):
         return value
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def subjects(rows: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Who a case is of, as the column ``subject`` tells; cases for which it does not are left out."""
+    told = {key: row.get(SUBJECT, "") for key, row in rows.items()}
+    return {key: subject for key, subject in told.items() if not cells.missing(subject)}
 
 
 def covariates(

@@ -15,9 +15,8 @@ from medgen.cohort.case import SUBJECT
 from medgen.cohort.schema import Schema
 from medgen.errors import InputError
 from medgen.files import inside, read_json
-from medgen.formats import cells
 from medgen.formats.bids_write import covariate_rows
-from medgen.formats.columns import Columns, covariates, describe, read_described
+from medgen.formats.columns import Columns, covariates, describe, read_described, subjects
 from medgen.formats.tables import read_table, tsv_text
 from medgen.formats.writer import SIDECARS, DatasetInfo, refresh
 
@@ -78,18 +77,18 @@ def read_covariates(
     if not path.exists():
         return Columns(Schema(), {i: {} for i in case_ids}), {}
     inside(root, TABLE, said_in=root)
-    rows = read_table(path).keyed("case_id")
-    if not set(rows) & set(case_ids):
+    table = read_table(path).keyed("case_id")
+    if not set(table) & set(case_ids):
         raise InputError(f"{path}: no case_id is the name of an image (such as {case_ids[0]}); mend the ids")
+    rows = {i: table.get(i, {}) for i in case_ids}
     found = covariates(
-        {i: rows.get(i, {}) for i in case_ids},
+        rows,
         said_in=path,
         described=read_described(path.with_suffix(".json")),
         skip=("case_id", SUBJECT),
         texts=texts,
     )
-    subjects = {i: rows.get(i, {}).get(SUBJECT, "") for i in case_ids}
-    return found, {i: subject for i, subject in subjects.items() if not cells.missing(subject)}
+    return found, subjects(rows)
 
 
 def write_covariates(root: Path, info: DatasetInfo, sidecars: Mapping[str, Mapping[str, Any]]) -> None:

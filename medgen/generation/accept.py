@@ -17,7 +17,6 @@ from medgen.errors import BoundError
 from medgen.generation.gates.panel import FINITE, Gates, Judgement, not_finite
 from medgen.generation.gates.seam import Seen
 from medgen.generation.generator import Draft, Generator
-from medgen.generation.masks import FAULT
 from medgen.sampling.noise import Key
 
 _ENOUGH = 20
@@ -136,8 +135,7 @@ def draw(
 
 def _not_edited(draft: Draft) -> Judgement | None:
     """The judgement of a draw whose mask could not be edited as asked; None where it could."""
-    fault = (draft.mask or {}).get(FAULT)
-    return None if fault is None else Judgement({EDIT: {}}, {EDIT: {"mask": str(fault)}})
+    return Judgement({EDIT: {}}, {EDIT: {"mask": draft.fault}}) if draft.fault else None
 
 
 def seen_of(generator: Generator, draft: Draft, sample: Sample) -> Seen:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medgen.cohort.case import ORIGIN, REAL, SUBJECT, SYNTHETIC, Case, Cohort
+from medgen.cohort.case import ORIGIN, REAL, SUBJECT, SYNTHETIC, Case, Cohort, numbered
 from medgen.cohort.load import load_case
 from medgen.cohort.sample import Sample
 from medgen.cohort.schema import Covariate, Schema, Value, volume_column
@@ -168,8 +168,8 @@ def _reader(read: Callable[..., Sample], *arguments: Any) -> Callable[[], Sample
 
 def _subjects(ids: Mapping[str, Case]) -> dict[str, str]:
     """Who a case is of, as running numbers; empty where each is of another, which ids say alone."""
-    number = {subject: k for k, subject in enumerate(dict.fromkeys(case.subject_id for case in ids.values()), start=1)}
-    return {} if len(number) == len(ids) else {i: f"subject{number[c.subject_id]:04d}" for i, c in ids.items()}
+    number = numbered(case.subject_id for case in ids.values())
+    return {} if len(number) == len(ids) else {i: f"subject{number[c.subject_id] + 1:04d}" for i, c in ids.items()}
 
 
 def _real(sample_id: str, case: Case, cohort: Cohort, info: DatasetInfo, subject: str | None) -> Sample:

@@ -197,7 +197,7 @@ def _asked(generator_: Generator, seed: int, purpose: str, numbers: range) -> Co
 def _process(teacher: Kind) -> Kind:
     """The teacher's process as a student draws from it."""
     few = beside("diffusion", teacher.kind, "build", "of_few_steps")
-    return Kind(teacher.kind, few(**teacher.options)) if few else teacher
+    return Kind(teacher.kind, few(teacher.options)) if few else teacher
 
 
 def _spec(teacher: ModelSpec, process: Kind, figures: Mapping[str, Any]) -> ModelSpec:

@@ -91,6 +91,11 @@ class Draft:
     key: Key
     mask: Mapping[str, Any] | None = None
 
+    @property
+    def fault(self) -> str:
+        """Why its mask could not be edited as asked; empty where nothing is wrong."""
+        return str((self.mask or {}).get(FAULT, ""))
+
 
 class Generator:
     """Draws samples from a model.
@@ -235,9 +240,9 @@ class Generator:
                 f"sample {draft.key.index} of the model {self.model.spec.name} is not finite; lower the guidance, take "
                 "more steps or turn steering off"
             )
-        if draft.mask and (fault := draft.mask.get(FAULT)):
+        if draft.fault:
             raise InputError(
-                f"sample {draft.key.index}: {fault}; leave that mask out, or let gates leave the sample out"
+                f"sample {draft.key.index}: {draft.fault}; leave that mask out, or let gates leave the sample out"
             )
         return self._sample(draft)
 

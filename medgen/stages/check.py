@@ -31,6 +31,9 @@ def check(run: Run) -> None:
     if run.of_labels:
         try:
             _check_model(run.of_labels)
+            if c.generate.masks is None:
+                drops = run.of_labels.config.diffusion
+                chain.check_nulls((), c.generate.guidance, drops.drop_all, drops.drop_each)
         except InputError as error:
             raise InputError(f"in the label model, {error}") from None
     if c.distil is not None:
@@ -39,12 +42,6 @@ def check(run: Run) -> None:
             raise InputError("distil.drop asks the model for nothing, which it was not trained on; set distil.drop: 0")
     chain.check(c.generate.steering, c.generate.guidance)
     chain.check_nulls(c.generate.steering, c.generate.guidance, c.diffusion.drop_all, c.diffusion.drop_each)
-    if run.of_labels and c.generate.masks is None:
-        labels = run.of_labels.config.diffusion
-        try:
-            chain.check_nulls((), c.generate.guidance, labels.drop_all, labels.drop_each)
-        except InputError as error:
-            raise InputError(f"in the label model, {error}") from None
     edits.check(c.generate.edits)
     if c.generate.masks is not None and not c.generate.masks.expanduser().exists():
         raise InputError(f"generate.masks {c.generate.masks} does not exist; name label maps, or remove the key")

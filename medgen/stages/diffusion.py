@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from medgen.cohort.case import numbered
 from medgen.cohort.schema import Value
 from medgen.generation.model import build_network
 from medgen.models import tiling
@@ -80,7 +81,7 @@ def diffusion(run: Run) -> None:
     yardstick = None
     if m.samples and here.first:
         subjects = [run.store.cases[stored.cases[r]].subject_id for r in training]
-        order = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
+        order = numbered(subjects)
         yardstick = Memorisation(
             train_set.mean,
             train_set.logvar,

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from medgen.cohort.case import numbered
 from medgen.errors import BoundError, InputError
 from medgen.evaluation.utility import table
 from medgen.evaluation.utility.arms import ARMS, lacks
@@ -102,13 +103,11 @@ def evaluate(run: Run, stages: Stages) -> dict[str, Any]:
             continue
         for t in drawing:
             results[t] = sizes[size].result(t, _ticks(run.progress, len(results), len(asked), t))
-    number_of = {
-        subject: f"s{k}" for k, subject in enumerate(dict.fromkeys(store.cases[i].subject_id for i in held_out))
-    }
+    numbers = numbered(store.cases[i].subject_id for i in held_out)
     about = About(
         name=c.name,
         labels=store.label_names[1:],
-        subjects=tuple(number_of[store.cases[i].subject_id] for i in held_out),
+        subjects=tuple(f"s{numbers[store.cases[i].subject_id]}" for i in held_out),
         strata=strata,
         steps=u.steps,
         counts={size: len(view.labelled) for size, view in seen.items()},

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 from medgen import config, pipeline
 from medgen.cli import app
 from medgen.errors import InputError
-from medgen.files import read_json, write_json
+from medgen.files import read_json
 from medgen.generation.distil import Distillation, distil
 from medgen.generation.generator import Generator
 from medgen.generation.model import read_spec
 from medgen.training.loop import Schedule
-from tests.tiny import TINY
+from tests.tiny import TINY, model_like
 
 DISTIL = {
     "steps": 4,
@@ -86,31 +86,26 @@ def test_faults_are_named_before_anything_runs(tmp_path, tiny_run):
 
 
 def test_a_teacher_steered_to_values_of_its_own_is_refused(tiny_run, tmp_path):
-    shutil.copytree(tiny_run / "model", tmp_path / "model")
-    raw = read_json(tmp_path / "model" / "model.json")
-    conditions = [{"where": {"ventricles_ml": 40.0}, "weight": 1.0}]
-    raw["sampling"]["steering"] = [{"kind": "composition", "conditions": conditions}]
-    write_json(tmp_path / "model" / "model.json", raw)
+    steering = [{"kind": "composition", "conditions": [{"where": {"ventricles_ml": 40.0}, "weight": 1.0}]}]
+    model_like(tiny_run, tmp_path / "model", lambda raw: raw["sampling"].update(steering=steering))
     with pytest.raises(InputError, match="steered to a 'ventricles_ml' of its own"):
         distil(tmp_path / "model", tmp_path / "out", Distillation(steps=2, teacher_steps=4), Schedule(2))
 
 
 def test_a_teacher_that_never_learnt_to_be_asked_nothing_is_refused(tiny_run, tmp_path):
-    shutil.copytree(tiny_run / "model", tmp_path / "model")
-    raw = read_json(tmp_path / "model" / "model.json")
-    raw["trained_on"]["dropped"] = {"all": 0.0, "each": 0.0}
-    raw["sampling"]["guidance"] = 1.0
-    write_json(tmp_path / "model" / "model.json", raw)
+    def change(raw):
+        raw["trained_on"]["dropped"] = {"all": 0.0, "each": 0.0}
+        raw["sampling"]["guidance"] = 1.0
+
+    model_like(tiny_run, tmp_path / "model", change)
     with pytest.raises(InputError, match="set drop to 0"):
         distil(tmp_path / "model", tmp_path / "out", Distillation(steps=2, teacher_steps=4), Schedule(2))
 
 
 def test_a_student_starts_from_noise_where_leading_steps_would_not(tiny_run, tmp_path):
     """Four leading steps of a published process begin at three quarters of the way: its student takes others."""
-    shutil.copytree(tiny_run / "model", tmp_path / "model")
-    raw = read_json(tmp_path / "model" / "model.json")
-    raw["process"] = {"kind": "vp", "options": {"spacing": "leading", "offset": 1}}
-    write_json(tmp_path / "model" / "model.json", raw)
+    leading = {"kind": "vp", "options": {"spacing": "leading", "offset": 1}}
+    model_like(tiny_run, tmp_path / "model", lambda raw: raw.update(process=leading))
     how = Distillation(steps=4, teacher_steps=8, batch=2, reuse=4)
     distil(tmp_path / "model", tmp_path / "out", how, Schedule(steps=1, validate_every=1, precision="float32"))
     student = read_spec(tmp_path / "out")[0]

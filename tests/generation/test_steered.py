@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from medgen import config, pipeline
 from medgen.cohort.requests import plan
 from medgen.errors import InputError
-from medgen.files import read_json, sha256_file, write_json
+from medgen.files import read_json, sha256_file
 from medgen.generation.dataset import Shard, generate
 from medgen.generation.generator import Drawing, Generator
 from medgen.generation.model import load_model
 from medgen.sampling.noise import Key
 from medgen.steering import chain
 from medgen.steering.gradient import guide
-from tests.tiny import TINY
+from tests.tiny import TINY, model_like
 
 ALL = (
     {"kind": "per_covariate", "weights": {"ventricles_ml": 2.0}},
@@ -46,20 +46,15 @@ def pixels(sample):
     return next(iter(sample.images.values())).data
 
 
-def second(tiny_run, folder, change=None, network=False):
-    """A copy of the model, with something of model.json changed, or with other weights of the network."""
-    shutil.copytree(tiny_run / "model", folder)
-    raw = read_json(folder / "model.json")
-    if network:
-        state = {
-            n: t + 0.02 if t.is_floating_point() else t for n, t in load_file(folder / "network.safetensors").items()
-        }
-        save_file(state, folder / "network.safetensors")
-        raw["sha256"]["network.safetensors"] = sha256_file(folder / "network.safetensors")
-    if change:
-        change(raw)
-    write_json(folder / "model.json", raw)
-    return folder
+def with_other_weights(tiny_run, folder):
+    """A copy of the model with other weights of the network."""
+
+    def change(raw):
+        path = folder / "network.safetensors"
+        save_file({n: t + 0.02 if t.is_floating_point() else t for n, t in load_file(path).items()}, path)
+        raw["sha256"][path.name] = sha256_file(path)
+
+    return model_like(tiny_run, folder, change)
 
 
 def test_samples_depend_on_nothing_but_their_key(steered, tmp_path):
@@ -110,7 +105,7 @@ def test_autoguidance_by_a_second_folder(generator, tiny_run, tmp_path):
 
     same = guided(tiny_run / "model")
     assert np.abs(pixels(same).astype(float) - pixels(plain)).max() <= 1e-4 * np.ptp(pixels(plain).astype(float)) + 1
-    weak = second(tiny_run, tmp_path / "weak", network=True)
+    weak = with_other_weights(tiny_run, tmp_path / "weak")
     other = guided(weak)
     assert not np.array_equal(pixels(other), pixels(plain))
     assert other.sidecar["drawing"]["steering"][0]["weak"] == sha256_file(weak / "model.json")
@@ -121,7 +116,7 @@ def test_a_second_model_is_asked_in_its_own_units(generator, tiny_run, tmp_path)
         raw["encoder"]["centre"] = [c + 3.0 for c in raw["encoder"]["centre"]]
         raw["encoder"]["scale"] = [s * 2.0 for s in raw["encoder"]["scale"]]
 
-    folder = second(tiny_run, tmp_path / "other", change)
+    folder = model_like(tiny_run, tmp_path / "other", change)
     other = load_model(folder, generator.model.device)
     row = {"age": 61.0, "sex": "M", "ventricles_ml": 20.0}
     model = generator.context.other(folder)
@@ -143,15 +138,15 @@ def test_a_second_model_is_asked_in_its_own_units(generator, tiny_run, tmp_path)
     ],
 )
 def test_a_second_model_that_does_not_fit_is_refused(generator, tiny_run, tmp_path, change, word):
-    folder = second(tiny_run, tmp_path / "other", change)
+    folder = model_like(tiny_run, tmp_path / "other", change)
     with pytest.raises(InputError, match=word):
         generator.sample(steering=[{"kind": "autoguidance", "weak": folder, "scale": 2.0}])
 
 
 def test_a_model_keeps_its_steering_and_finds_the_second_model_beside_it(generator, tiny_run, tmp_path):
-    second(tiny_run, tmp_path / "weak", network=True)
+    with_other_weights(tiny_run, tmp_path / "weak")
     steps = [{"kind": "autoguidance", "weak": "../weak", "scale": 2.0}, {"kind": "threshold", "limit": 3.0}]
-    model = second(tiny_run, tmp_path / "model", lambda raw: raw["sampling"].update(steering=steps))
+    model = model_like(tiny_run, tmp_path / "model", lambda raw: raw["sampling"].update(steering=steps))
     loaded = Generator.load(model, device="cpu")
     assert loaded.drawing.steering[0]["weak"] == str(model / "../weak") and loaded.drawing.steering[1] == steps[1]
     asked = [{**steps[0], "weak": str(tmp_path / "weak")}, steps[1]]
@@ -194,11 +189,11 @@ def test_the_config_is_checked_before_anything_runs(tmp_path):
 
 
 def test_a_model_without_a_null_is_not_guided(tiny_run, tmp_path):
-    shutil.copytree(tiny_run / "model", tmp_path / "model")
-    raw = read_json(tmp_path / "model" / "model.json")
-    assert raw["trained_on"]["dropped"] == {"all": 0.1, "each": 0.1}
-    raw["trained_on"]["dropped"] = {"all": 0.0, "each": 0.0}
-    write_json(tmp_path / "model" / "model.json", raw)
+    def change(raw):
+        assert raw["trained_on"]["dropped"] == {"all": 0.1, "each": 0.1}
+        raw["trained_on"]["dropped"] = {"all": 0.0, "each": 0.0}
+
+    model_like(tiny_run, tmp_path / "model", change)
     drawing = Drawing("euler", {}, 2, 1.0)
     Generator.load(tmp_path / "model", device="cpu", drawing=drawing)
     steering = ({"kind": "per_covariate", "weights": {"age": 2.0}},)
@@ -208,7 +203,7 @@ def test_a_model_without_a_null_is_not_guided(tiny_run, tmp_path):
 
 
 def test_a_run_keeps_its_steering_in_the_model_by_a_relative_path(tiny_run, tmp_path):
-    weak = second(tiny_run, tmp_path / "weak", network=True)
+    weak = with_other_weights(tiny_run, tmp_path / "weak")
     shutil.copytree(tiny_run, tmp_path / "run")
     steering = [{"kind": "autoguidance", "weak": str(weak), "scale": 1.5}, {"kind": "threshold", "limit": 3.0}]
     raw = {**TINY, "generate": {**TINY["generate"], "n": 1, "steering": steering}}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medgen.cohort.case import numbered
 from medgen.errors import InputError
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
 from medgen.store.latents import Latents, LatentStatistics
@@ -82,7 +83,7 @@ def _yardstick(context: Context, run: Path, quantile: float) -> Memorisation:
     training = stored.rows(store.indices("train"))
     mean, logvar = (torch.from_numpy(np.array(a[training])) for a in (stored.mean, stored.logvar))
     subjects = [store.cases[stored.cases[r]].subject_id for r in training]
-    number = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
+    number = numbered(subjects)
     if len(number) < 2:
         raise CannotJudgeError("the training cases are of one subject, so nothing says how near subjects are")
     return Memorisation(mean, logvar, ours, [number[s] for s in subjects], None, quantile)
