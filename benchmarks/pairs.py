@@ -25,8 +25,9 @@ from codec import prepared
 from medgen.evaluation.alike import pairs_alike, prepared_alike
 from medgen.evaluation.soundness import soundness
 from medgen.files import digest, read_json, write_json
+from medgen.segment.pairs import pairs_of
 from medgen.segment.segmenter import Segmenter
-from medgen.segment.train import pairs_of, train_on
+from medgen.segment.train import train_on
 from medgen.store.prepared import INDEX, Prepared
 
 MEDGEN = Path(sys.executable).with_name("medgen")

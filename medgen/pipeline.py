@@ -1,213 +1,93 @@
-"""The stages of one experiment: run in order, each resumable, each skipped while nothing it depends on has changed.
+"""The stages of one experiment, in order: each resumable, each skipped while nothing it depends on has changed."""
 
-A stage's hash covers its part of the config, its version and the hashes of the stages it reads. A finished stage of
-another hash is never overwritten: it is set aside in ``stale/`` and comes back when its config does.
-"""
-
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medgen.config import Config
-from medgen.edit import chain as edits
 from medgen.errors import InputError
 from medgen.evaluation import codec_quality
-from medgen.files import alone, digest, read_json, sha256_file, write_json, write_text
-from medgen.generation.masks import given_identity
-from medgen.generation.model import LABELS
+from medgen.files import alone, read_json, write_text
+from medgen.generation.model import LABELS, WEIGHTS
 from medgen.stages import (
     codec,
-    copies,
     data,
     diffusion,
     distil,
     encoding,
     folds,
+    inputs,
     product,
     quality,
     segmented,
     utility,
     views,
 )
-from medgen.stages.ancestor import hashed, is_frozen, with_ancestor
+from medgen.stages.ancestor import with_ancestor
 from medgen.stages.check import check
 from medgen.stages.masks import follows_masks, label_run
 from medgen.stages.run import SEGMENTED, Run, StageProgress
-from medgen.steering import chain
-from medgen.store.run_state import OUTDATED, STATE, read_state
+from medgen.stages.stage import Stage, holds, run_stage
+from medgen.store.latents import Latents
+from medgen.store.prepared import INDEX, Prepared
+from medgen.store.run_state import STATE, read_state
+from medgen.training import checkpoint, keep
 from medgen.training.distributed import world
 
 _LOCK = ".lock"
-_SAMPLING = {"sampler", "sampler_options", "steps", "guidance", "steering", "gates"}
-# They change no weight of a training that reaches its end.
-_UNHASHED = {"log_every", "validate_every", "checkpoint_seconds", "rollbacks"}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        name: also of its folder.
-        work: does it, resuming what is there.
-        part: the part of the config (and of the input) it depends on.
-        reads: stages whose results it reads.
-        version: raised when its results change for the same config.
-        extent: how much of it is asked for; more is added to what is there, and changes nothing of it.
-        by_content: later stages know its result by what it made, not by what it was told.
-        keeps: its folder keeps what is still valid by itself, and so is never set aside.
-        skip: whether the experiment has no need of it.
-        place: what it leaves in the run folder, where that is not a folder of its name; goes with ``keeps``.
-        gate: refuses to go on from its result; asked every time, also where the stage is unchanged.
-        together: all processes of a distributed run take part; the other stages are the first process's own.
-    """
-
-    name: str
-    work: Callable[[Run], None]
-    part: Callable[[Run], Any]
-    reads: tuple[str, ...] = ()
-    version: int = 1
-    extent: Callable[[Run], int] = lambda run: 0
-    by_content: bool = False
-    keeps: bool = False
-    skip: Callable[[Run], bool] = lambda run: False
-    place: str = ""
-    gate: Callable[[Run], None] = lambda run: None
-    together: bool = False
-
-
-def _phantom(run: Run) -> Any:
-    return run.phantom.model_dump(exclude={"n"}) if run.phantom else None
-
-
-def _training(section: Any) -> Any:
-    raw = section.model_dump(mode="json", exclude={"accept"})
-    raw["training"] = {k: v for k, v in raw["training"].items() if k not in _UNHASHED}
-    if raw["training"]["accumulate"] == 1:
-        del raw["training"]["accumulate"]  # what is off adds nothing, so that older runs are not trained again
-    # Ranks take batches of their own: more processes are another training.
-    return raw if world().size == 1 else {**raw, "processes": world().size}
-
-
-def _prepared(run: Run) -> Any:
-    if run.fold is not None:
-        hidden = [sorted(run.fold.hidden)] if run.fold.hidden else []
-        return [read_json(run.fold.shared / "prepared" / "index.json"), sorted(run.fold.sides.items()), *hidden]
-    later = {"phantom", "root", "folds", "unlabelled", "segmenter_steps"}  # of other stages
-    source = run.config.data.model_dump(mode="json", exclude=later)
-    columns = run.config.covariates.schema_file
-    schema = sha256_file(columns) if columns and columns.is_file() else None
-    return {
-        "data": source,
-        "schema": schema,
-        "files": data.fingerprint(run),
-        "prepare": run.prepare_options().to_json(),
-        "seed": run.config.seed,
-    }
-
-
-def _codec(run: Run) -> Any:
-    # A codec that is kept as it is depends on nothing that the config says of its training.
-    how = "frozen" if is_frozen(run) else _training(run.config.autoencoder)
-    weights = run.config.autoencoder.losses.perceptual_weights
-    by_content = [sha256_file(weights)] if weights and weights.is_file() else []
-    return [how, run.config.seed, *by_content, *hashed(run, "autoencoder"), *_route(run)]
-
-
-def _route(run: Run) -> list[str]:
-    """What adds nothing to a hash where image and label share the latent, as they always did."""
-    return [run.config.pairs] if follows_masks(run) else []
-
-
-def _label_model(run: Run) -> Any:
-    """All that the label model's own stages depend on, beside the prepared cohort."""
-    inner = label_run(run)
-    sampling = inner.config.generate.model_dump(mode="json", include=_SAMPLING)
-    return [_codec(inner), _latents(inner), _diffusion(inner), sampling, run.config.licence]
-
-
-def _latents(run: Run) -> Any:
-    copied = bool(run.config.latents.copies)
-    mine = run.config.latents.model_dump(mode="json", exclude=set() if copied else {"copies", "augment"})
-    more = [*([copies.VERSION] if copied else []), *hashed(run, "latents")]
-    return [mine, *more] if more else mine
-
-
-def _diffusion(run: Run) -> Any:
-    d = run.config.diffusion
-    # Which weights are kept depends on when they are validated.
-    how = [_training(d), d.training.validate_every]
-    return [how, run.covariate_options(), run.config.seed, *hashed(run, "diffusion")]
-
-
-def _model(run: Run) -> Any:
-    # What its card says beside that. Thresholds that a codec passes change no model.
-    return [
-        run.config.generate.model_dump(mode="json", include=_SAMPLING),
-        chain.recorded(run.config.generate.steering),  # another model in the same folder is another steering
-        run.config.licence,
-        quality.shortfall(run),
-    ]
-
-
-def _distilled(run: Run) -> Any:
-    return [_training(run.config.distil), run.config.seed] if run.config.distil else []
-
-
-def _synthetic(run: Run) -> Any:
-    g = run.config.generate
-    table = sha256_file(g.requests) if g.requests and g.requests.is_file() else None
-    how = g.model_dump(mode="json", exclude={"batch", "n", "writers", "masks", "edits"})
-    masks: list[Any] = [given_identity(g.masks.expanduser())] if g.masks else []
-    masks += [edits.recorded(g.edits)] if g.edits else []
-    return [how, chain.recorded(g.steering), table, run.gate_setting().recorded(), *masks]
-
-
-def _report(run: Run) -> Any:
-    off = set() if run.config.report.fidelity else {"fidelity"}
-    return [run.config.report.model_dump(mode="json", exclude=off), quality.shortfall(run)]
+_MODEL = holds("model.json", *WEIGHTS)
 
 
 def _prepare(run: Run) -> None:
     (data.prepared if run.fold is None else folds.write_view)(run)
 
 
-def _combined(run: Run) -> Any:
-    samples = [read_json(fold.folder / STATE)["synthetic"]["result"] for fold in folds.fold_runs(run)]
-    store = read_json(run.folder / "prepared" / "index.json")
-    return [run.config.generate.format, samples, folds.outer(run), data.fingerprint(run), store]
-
-
 STAGES = (
     Stage(
         "cohort",
         data.cohort,
-        _phantom,
+        inputs.phantom,
         extent=lambda run: run.phantom.n if run.phantom else 0,
         by_content=True,
         skip=lambda run: run.phantom is None or run.fold is not None,
     ),
-    Stage("prepared", _prepare, _prepared, ("cohort",), by_content=True, keeps=True),
+    Stage(
+        "prepared",
+        _prepare,
+        inputs.prepared,
+        ("cohort",),
+        by_content=True,
+        keeps=True,
+        whole=lambda folder: holds(INDEX)(folder) and Prepared.open(folder).whole,
+    ),
     Stage(
         SEGMENTED,
         segmented.segmented,
         lambda run: [run.config.data.segmenter_steps, run.config.seed],
         ("prepared",),
         skip=lambda run: not segmented.needed(run),
+        whole=segmented.whole,
     ),
     Stage(
         LABELS,
         lambda run: _train_label_model(run),  # defined below, from the stages
-        _label_model,
+        inputs.label_model,
         ("prepared", SEGMENTED),
         keeps=True,
         skip=lambda run: not follows_masks(run),
         gate=lambda run: quality.gate(label_run(run)),
         together=True,
+        whole=lambda folder: _MODEL(folder / "model"),
     ),
-    Stage("autoencoder", codec.autoencoder, _codec, ("prepared", SEGMENTED), together=True),
+    Stage(
+        "autoencoder",
+        codec.autoencoder,
+        inputs.codec,
+        ("prepared", SEGMENTED),
+        together=True,
+        whole=holds(checkpoint.NAME),
+    ),
     Stage(
         "quality",
         codec.quality,
@@ -218,28 +98,58 @@ STAGES = (
         gate=quality.gate,
         version=2,
     ),
-    Stage("latents", encoding.latents, _latents, ("prepared", SEGMENTED, "autoencoder"), version=2),
-    Stage("diffusion", diffusion.diffusion, _diffusion, ("prepared", SEGMENTED, "latents"), version=2, together=True),
-    Stage("model", product.model, _model, ("prepared", SEGMENTED, LABELS, "latents", "diffusion"), version=2),
+    Stage(
+        "latents",
+        encoding.latents,
+        inputs.latents,
+        ("prepared", SEGMENTED, "autoencoder"),
+        version=2,
+        whole=Latents.whole,
+    ),
+    Stage(
+        "diffusion",
+        diffusion.diffusion,
+        inputs.diffusion,
+        ("prepared", SEGMENTED, "latents"),
+        version=2,
+        together=True,
+        whole=holds(keep.NAME),
+    ),
+    Stage(
+        "model",
+        product.model,
+        inputs.model,
+        ("prepared", SEGMENTED, LABELS, "latents", "diffusion"),
+        version=2,
+        whole=_MODEL,
+    ),
     Stage(
         "distilled",
         distil.distilled,
-        _distilled,
+        inputs.distilled,
         ("model",),
         skip=lambda run: run.config.distil is None,
         together=True,
+        whole=_MODEL,
     ),
-    Stage("synthetic", product.synthetic, _synthetic, ("model", "distilled"), extent=lambda run: run.config.generate.n),
+    Stage(
+        "synthetic",
+        product.synthetic,
+        inputs.synthetic,
+        ("model", "distilled"),
+        extent=lambda run: run.config.generate.n,
+    ),
     Stage(
         "report",
         product.report,
-        _report,
+        inputs.report,
         ("synthetic", "prepared", "quality"),
+        whole=holds("report.json"),
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 _OF_A_MODEL = tuple(s for s in STAGES if s.name in ("autoencoder", "quality", "latents", "diffusion", "model"))
-COMBINED = Stage(folds.COMBINED, folds.combined, _combined)
+COMBINED = Stage(folds.COMBINED, folds.combined, inputs.combined)
 """After the last fold of a run that goes fold by fold."""
 
 
@@ -347,7 +257,7 @@ def _lead(run: Run, stages: tuple[Stage, ...], until: str | None, known: Mapping
     hashes = dict(known or {})
     for stage in stages:
         if not stage.skip(run):
-            hashes[stage.name] = _run_stage(run, stage, state, hashes)
+            hashes[stage.name] = run_stage(run, stage, state, hashes, STAGES)
             stage.gate(run)
         if stage.name == until and stage is not STAGES[-1]:
             return {}
@@ -364,75 +274,3 @@ def _follow(run: Run, stages: tuple[Stage, ...], until: str | None) -> Mapping[s
         if stage.name == until:
             break
     return {}
-
-
-def _run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[str, str]) -> str:
-    """Run one stage if it must; returns what later stages hash: the identity of its result."""
-    read = {name: hashes[name] for name in stage.reads if name in hashes}
-    mine = digest([stage.name, stage.version, stage.part(run), read])
-    extent = stage.extent(run)
-    before = state.get(stage.name, {})
-    folder = run.folder / (stage.place or stage.name)
-    same = before.get("hash") == mine and before.get("extent", 0) <= extent
-    done = same and bool(before.get("finished")) and before.get("extent", 0) == extent
-    if done and folder.exists():
-        if before.pop(OUTDATED, False):
-            write_json(run.folder / STATE, state)
-        run.progress(stage.name, 1, 1, "unchanged")
-        world().agree(0.0)
-        return str(before["result"])
-    if before and not same and folder.exists() and not stage.keeps:
-        _set_aside(run.folder, stage.name, f"{before['hash']}-{before.get('extent', 0)}")
-    # What is made again after it was lost is not what it was: a training that ends by the clock never repeats.
-    made = (before.get("made", 0) if same else 0) + done
-    told = {"hash": mine, "extent": extent, **({"made": made} if made else {})}
-    # In this order a kill at any point leaves a state that does not call another config's result finished.
-    state[stage.name] = {**told, "finished": False}
-    readers = [] if same and not done else _mark_readers(state, stage.name)
-    write_json(run.folder / STATE, state)
-    _bring_back(run.folder, stage.name, f"{mine}-{extent}")
-    start = time.monotonic()
-    if stage.together:
-        world().agree(1.0)
-    stage.work(run)
-    as_told = [mine, extent, *([made] if made else [])]
-    result = data.result_digest(run, stage.name) if stage.by_content else digest(as_told)
-    seconds = round(time.monotonic() - start, 1)
-    state[stage.name] = {**told, "finished": True, "result": result, "seconds": seconds}
-    if result == before.get("result"):
-        for name in readers:
-            state[name].pop(OUTDATED)
-    write_json(run.folder / STATE, state)
-    if not stage.together:
-        world().agree(0.0)
-    return result
-
-
-def _mark_readers(state: dict[str, Any], changed: str) -> list[str]:
-    """Mark what was made from a stage, at first or second hand, and is finished; which were marked now."""
-    reached, marked = {changed}, []
-    for stage in STAGES:  # in order, so that whoever reads comes after what it reads
-        if reached.intersection(stage.reads):
-            reached.add(stage.name)
-            known = state.get(stage.name, {})
-            if known.get("finished") and not known.get(OUTDATED):
-                known[OUTDATED] = True
-                marked.append(stage.name)
-    return marked
-
-
-def _set_aside(run_folder: Path, name: str, key: str) -> None:
-    stale = run_folder / "stale"
-    stale.mkdir(exist_ok=True)
-    target = stale / f"{name}-{key}"
-    for number in range(1, 1000):  # one unfinished before it may have the name
-        if not target.exists():
-            break
-        target = stale / f"{name}-{key}-{number}"
-    (run_folder / name).rename(target)
-
-
-def _bring_back(run_folder: Path, name: str, key: str) -> None:
-    source = run_folder / "stale" / f"{name}-{key}"
-    if source.exists() and not (run_folder / name).exists():
-        source.rename(run_folder / name)

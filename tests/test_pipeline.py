@@ -9,6 +9,7 @@ from medgen import config, pipeline
 from medgen.cli import app
 from medgen.errors import InputError
 from medgen.files import alone, read_json
+from medgen.stages import stage
 from tests.tiny import TINY, run
 
 
@@ -122,16 +123,16 @@ def test_a_kill_while_stages_change_places_never_shows_another_configs_result(tm
     run(tmp_path, other, until="autoencoder")
     weights = tmp_path / "autoencoder" / "checkpoint.safetensors"
     theirs = weights.read_bytes()
-    real = pipeline._bring_back
+    real = stage._bring_back
 
     def killed(*args):
         real(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_bring_back", killed)
+    monkeypatch.setattr(stage, "_bring_back", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, changed(), until="autoencoder")
-    monkeypatch.setattr(pipeline, "_bring_back", real)
+    monkeypatch.setattr(stage, "_bring_back", real)
     assert weights.read_bytes() != theirs
     run(tmp_path, other, until="autoencoder")
     assert weights.read_bytes() == theirs
@@ -185,6 +186,27 @@ def test_a_codec_that_is_lost_takes_with_it_what_was_made_by_it(tmp_path):
     _, did = run(tmp_path, changed(), until="latents")
     assert {"autoencoder", "latents"} <= did
     assert not run(tmp_path, changed(), until="latents")[1]
+
+
+@pytest.mark.parametrize(
+    ("lost", "again"),
+    [
+        ("autoencoder/checkpoint.safetensors", {"autoencoder", "quality", "latents", "diffusion", "model"}),
+        ("latents/logvar.npy", {"latents", "diffusion", "model"}),
+        ("latents/reached.npy", {"latents", "diffusion", "model"}),
+        ("diffusion/weights.safetensors", {"diffusion", "model"}),
+        ("model/network.safetensors", {"model"}),
+        ("prepared/cases/c0000_image.npy", {"prepared"}),
+    ],
+)
+def test_a_file_that_is_lost_is_noticed_and_made_again(tmp_path, tiny_run, lost, again):
+    """A finished stage is taken at its word only where it still holds what later stages read."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / lost).unlink()
+    _, did = run(tmp_path / "run", changed(), until="model")
+    assert did == again
+    assert (tmp_path / "run" / lost).is_file()
+    assert not run(tmp_path / "run", changed(), until="model")[1]
 
 
 def test_what_is_made_from_something_else_by_now_is_not_used(tmp_path):

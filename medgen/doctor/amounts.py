@@ -12,7 +12,7 @@ from medgen.doctor.evaluations import Evaluations, Sampling
 from medgen.models.condition import ConditionEncoder
 from medgen.registry import resolve
 from medgen.stages.run import with_known
-from medgen.store.feed import SHARE
+from medgen.store.pool import SHARE
 from medgen.store.prepared import Prepared
 from medgen.training.autoencoder import VALIDATED
 from medgen.training.diffusion import BANDS, LEVELS_A_BAND

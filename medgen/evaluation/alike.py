@@ -12,7 +12,7 @@ from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
 from medgen.prepare.options import PrepareOptions
 from medgen.prepare.run import Progress, prepare_cohort
-from medgen.segment.task import Pair
+from medgen.segment.pairs import Pair
 from medgen.store.prepared import Prepared
 
 

@@ -24,8 +24,8 @@ from medgen.measure.bootstrap import nanmean, percentile_interval
 from medgen.measure.boundary import shell_contrast
 from medgen.measure.sides import mean_shape, sidedness
 from medgen.measure.topology import topology
+from medgen.segment.pairs import Pair
 from medgen.segment.segmenter import Segmenter
-from medgen.segment.task import Pair
 
 LESS_OFTEN = 0.05
 SPREADS = 1.0

@@ -8,16 +8,14 @@ import torch.nn.functional as F
 
 from medgen.models.losses import label_loss
 from medgen.segment.network import padding
+from medgen.segment.pairs import Pair
 from medgen.segment.randomise import Randomisation, randomise
 from medgen.segment.segmenter import Segmenter
 from medgen.store.augment import Augmentation
 from medgen.store.patches import PatchSampler
-from medgen.store.pool import Resident
+from medgen.store.pool import Volumes
 from medgen.training.ema import Ema
 from medgen.training.pictures import rows_of_slices
-
-Pair = tuple[np.ndarray, np.ndarray]
-"""An image (C, X, Y, Z) in [-1, 1] and its label ids (X, Y, Z), -1 where they are not known."""
 
 
 class SegmenterTask:
@@ -25,36 +23,31 @@ class SegmenterTask:
 
     Args:
         segmenter: fresh, on the device; its network is trained in place.
-        images: training images (N, C, X, Y, Z) on the device.
-        labels: their labels (N, 1, X, Y, Z), -1 where not known.
+        volumes: training images in [-1, 1] and their labels (one channel), -1 where not known.
         held_out: cases to validate on.
         batch: patches a step; their extents are the segmenter's window.
         learning_rate: of AdamW.
         augmentation: classical augmentation, None for none.
         seed: of patches and augmentation, each keyed by (seed, step).
-        mix: (E, share): the last E cases are extra ones that make up this share of the patches; None shows every
-            case as often.
         randomisation: images are made from the labels, and those of the cases are not looked at; None for none.
     """
 
     def __init__(
         self,
         segmenter: Segmenter,
-        images: torch.Tensor,
-        labels: torch.Tensor,
+        volumes: Volumes,
         held_out: Sequence[Pair],
         *,
         batch: int,
         learning_rate: float,
         augmentation: Augmentation | None,
         seed: int,
-        mix: tuple[int, float] | None = None,
         randomisation: Randomisation | None = None,
     ) -> None:
         self.segmenter, self.held_out = segmenter, held_out
         self.randomisation, self.seed = randomisation, seed
         self.sampler = PatchSampler(
-            Resident([images, labels], seed=seed, mix=mix),
+            volumes,
             segmenter.window,
             batch,
             seed=seed,

@@ -1,24 +1,24 @@
 """Train a segmenter on pairs, whether real, synthetic or both."""
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from medgen.errors import InputError
 from medgen.files import digest, read_json, remove_partials, write_json
 from medgen.segment.network import Architecture, build
+from medgen.segment.pairs import Pair, digests, loader, pairs_of, shape_of
 from medgen.segment.randomise import Randomisation
 from medgen.segment.segmenter import INDEX, WEIGHTS, Segmenter
-from medgen.segment.task import Pair, SegmenterTask
+from medgen.segment.task import SegmenterTask
 from medgen.store.augment import Augmentation
+from medgen.store.pool import held
 from medgen.store.prepared import Prepared
-from medgen.training.checkpoint import load_average
+from medgen.training import checkpoint
 from medgen.training.distributed import World
 from medgen.training.loop import Progress, Schedule
 from medgen.training.loop import train as run_loop
@@ -39,13 +39,7 @@ CLASSICAL = Augmentation(
 )
 """Augmentation that keeps the side of the body, for voxels that are cubes; see :func:`classical`."""
 
-_CHECKPOINT = "checkpoint.safetensors"
 _IDENTITY = "identity.json"
-
-
-def pairs_of(store: Prepared, indices: Iterable[int]) -> list[Pair]:
-    """Image and label (memory maps) of those cases of a prepared cohort that have a label."""
-    return [(store.image(i), store.label(i)) for i in indices if store.cases[i].has_label]
 
 
 def grid_of(store: Prepared) -> dict[str, Any]:
@@ -119,6 +113,7 @@ def train(
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    resident: int | None = None,
     grid: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> Segmenter:
@@ -145,6 +140,7 @@ def train(
         seed: of the first weights, the patches and the augmentation.
         device: where to train.
         precision: float32, bfloat16 or auto.
+        resident: how many cases are on the device at a time; by default all, or what fits into 0.4 of its memory.
         grid: of the cases, see :func:`grid_of`; it is written down and changes nothing.
         on_progress: called with (done, total, remark).
 
@@ -158,9 +154,10 @@ def train(
     folder, where = Path(folder), device_of(device) if isinstance(device, str) else device
     if extra and not (cases and 0 < share < 1):
         raise InputError(f"extra cases are mixed with others by a share between 0 and 1, not {share:g} of {len(cases)}")
-    images, targets = _stacked([*cases, *extra], labels)
-    architecture = Architecture(images.shape[1], labels, tuple(widths))
-    window = tuple(min(p, n) for p, n in zip(patch, images.shape[2:], strict=True))
+    pairs = [*cases, *extra]
+    channels, *extent = shape_of(pairs)
+    architecture = Architecture(channels, labels, tuple(widths))
+    window = tuple(min(p, n) for p, n in zip(patch, extent, strict=True))
     training: dict[str, Any] = {
         "cases": len(cases),
         "steps": steps,
@@ -173,7 +170,8 @@ def train(
     # What is off adds nothing, so that older segmenters are not trained again.
     training |= {"extra": len(extra), "share": share} if extra else {}
     training |= {"randomisation": asdict(randomisation)} if randomisation else {}
-    identity = digest([VERSION, asdict(architecture), window, training, _digest(images), _digest(targets)])
+    training |= {"resident": resident} if resident else {}
+    identity = digest([VERSION, asdict(architecture), window, training, *digests(pairs, labels)])
     _claim(folder, identity)
     if (folder / INDEX).is_file():
         return Segmenter.load(folder, device=where)
@@ -181,16 +179,16 @@ def train(
         torch.manual_seed(seed)
         net = build(architecture).to(where)
     segmenter = Segmenter(architecture, net, window, training, dict(grid or {}))
+    mix = (len(extra), share) if extra else None
+    volumes = held(loader(pairs, labels), len(pairs), device=where, seed=seed, resident=resident, mix=mix)
     task = SegmenterTask(
         segmenter,
-        torch.from_numpy(images).to(where),
-        torch.from_numpy(targets).to(where),
+        volumes,
         held_out,
         batch=batch,
         learning_rate=learning_rate,
         augmentation=augmentation,
         seed=seed,
-        mix=(len(extra), share) if extra else None,
         randomisation=randomisation,
     )
     schedule = Schedule(
@@ -198,31 +196,11 @@ def train(
     )
     # Stages that train one are the first process's alone.
     run_loop(task, folder, schedule, where, on_progress, here=World())
-    net.load_state_dict(load_average(folder / _CHECKPOINT, "net", net), strict=True)
+    net.load_state_dict(checkpoint.load_average(folder / checkpoint.NAME, "net", net), strict=True)
     done = segmenter.with_network(net)
     done.save(folder)
-    (folder / _CHECKPOINT).unlink()  # it is finished: what was kept to go on is four times the weights
+    (folder / checkpoint.NAME).unlink()  # it is finished: what was kept to go on is four times the weights
     return done
-
-
-def _stacked(cases: Sequence[Pair], labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, C, X, Y, Z) float16 and labels (N, 1, X, Y, Z) int16."""
-    if not cases:
-        raise InputError("a segmenter needs at least one labelled case to be trained on; there is none")
-    shapes = {(image.shape, label.shape) for image, label in cases}
-    image_shape, label_shape = next(iter(shapes))
-    if len(shapes) > 1 or len(image_shape) != 4 or image_shape[1:] != label_shape:
-        raise InputError(f"the cases of a segmenter must share one grid, found {sorted(shapes)}; prepare them together")
-    images = np.stack([np.asarray(image, dtype=np.float16) for image, _ in cases])
-    targets = np.stack([np.asarray(label, dtype=np.int16)[None] for _, label in cases])
-    if targets.max() >= labels or targets.min() < -1:
-        found = f"{targets.min()} to {targets.max()}"
-        raise InputError(f"label ids run from {found}, but {labels} ids from 0 were announced; give ids, not values")
-    return images, targets
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _claim(folder: Path, identity: str) -> None:
@@ -233,7 +211,7 @@ def _claim(folder: Path, identity: str) -> None:
     if path.is_file():
         if read_json(path) == {"identity": identity}:
             return
-        for name in (INDEX, WEIGHTS, _CHECKPOINT, "log.jsonl"):
+        for name in (INDEX, WEIGHTS, checkpoint.NAME, "log.jsonl"):
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "panels"):
             shutil.rmtree(folder / name, ignore_errors=True)

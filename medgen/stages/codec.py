@@ -42,7 +42,7 @@ def autoencoder(run: Run) -> None:
     codec = start_codec(run, _fresh_codec(run))
     if is_frozen(run):
         kept = {"codec": codec}, {"codec": Ema(codec)}
-        checkpoint.save(run.folder / "autoencoder" / "checkpoint.safetensors", *kept, {}, {"step": 0, "seconds": 0.0})
+        checkpoint.save(run.folder / "autoencoder" / checkpoint.NAME, *kept, {}, {"step": 0, "seconds": 0.0})
         run.progress("autoencoder", 1, 1, "the codec of the model that init names")
         return
     c, store = run.config.autoencoder, run.store
@@ -108,5 +108,5 @@ def quality(run: Run) -> None:
 def trained_codec(run: Run) -> Codec:
     """The codec with its averaged weights."""
     codec = _fresh_codec(run)
-    codec.load_state_dict(load_average(run.folder / "autoencoder" / "checkpoint.safetensors", "codec", codec))
+    codec.load_state_dict(load_average(run.folder / "autoencoder" / checkpoint.NAME, "codec", codec))
     return codec.eval().requires_grad_(False)

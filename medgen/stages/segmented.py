@@ -4,11 +4,13 @@ Pseudo-labels (Lee 2013) within the cohort. Validation cases get them too, since
 cases cannot be validated on others; test cases never do.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from medgen.cohort.schema import volume_column
 from medgen.errors import InputError
-from medgen.files import atomic, remove_partials, write_json
+from medgen.files import atomic, read_json, remove_partials, write_json
 from medgen.prepare.grid import GeometryRecord
 from medgen.segment.train import train_on
 from medgen.stages.run import SEGMENTED, Run
@@ -54,6 +56,12 @@ def segmented(run: Run) -> None:
         volumes[case.key] = _volumes(store, i, ids)
         run.progress(SEGMENTED, done, len(missing), "cases labelled")
     write_json(folder / INDEX, {"volumes_ml": volumes})
+
+
+def whole(folder: Path) -> bool:
+    """Whether the folder still holds every label map that was made."""
+    index = folder / INDEX
+    return index.is_file() and all((folder / f"{key}_label.npy").is_file() for key in read_json(index)["volumes_ml"])
 
 
 def _volumes(store: Prepared, i: int, ids: np.ndarray) -> dict[str, float]:

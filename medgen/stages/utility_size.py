@@ -12,8 +12,7 @@ from medgen.evaluation.utility.samples import copy_rates
 from medgen.evaluation.utility.trial import Size, Trial
 from medgen.files import digest, read_json, write_json
 from medgen.generation.model import read_spec
-from medgen.segment.task import Pair
-from medgen.segment.train import pairs_of
+from medgen.segment.pairs import Pair, pairs_of
 from medgen.stages.quality import shortfall
 from medgen.stages.run import Run, named
 from medgen.stages.views import View, primary_size

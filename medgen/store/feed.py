@@ -7,17 +7,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from medgen.store import machine
 from medgen.store.augment import Augmentation
 from medgen.store.centres import Centres, Chances
 from medgen.store.patches import Kind, PatchSampler, to_uint8
-from medgen.store.pool import Pool
+from medgen.store.pool import held
 from medgen.store.prepared import Prepared
 
 Storage = Literal["float16", "bfloat16", "uint8"]
-
-# Of a device's memory, for volumes; the rest is the training's.
-SHARE = 0.4
 
 
 def patch_feed(
@@ -72,19 +68,8 @@ def patch_feed(
         centres = Centres.build(pairs, len(store.label_values) if known else 0, seed=seed)
     if augmentation is not None:
         augmentation = replace(augmentation, spacing_mm=store.spacing_mm)
-    bytes_a_case = sum(a.numel() * a.element_size() for a in load(0))
-    fitting = resident or max(1, int(SHARE * _memory_bytes(device)) // bytes_a_case)
-    volumes: Pool | list[torch.Tensor]
-    if fitting < len(cases):
-        volumes = Pool(load, len(cases), resident=fitting, device=device, seed=seed, rank=rank)
-    else:
-        # Case by case into its place: the cohort is never held twice.
-        volumes = [torch.empty(len(cases), *a.shape, dtype=a.dtype, device=device) for a in load(0)]
-        for number in range(len(cases)):
-            for whole, own in zip(volumes, load(number), strict=True):
-                whole[number].copy_(own)
     return PatchSampler(
-        volumes,
+        held(load, len(cases), device=device, seed=seed, rank=rank, resident=resident),
         patch,
         batch,
         seed=seed,
@@ -94,10 +79,3 @@ def patch_feed(
         chances=chances,
         augmentation=augmentation,
     )
-
-
-def _memory_bytes(device: torch.device) -> int:
-    """All memory of a device, not what is free: what is shown must not depend on who else is running."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return machine.memory_bytes()

@@ -83,6 +83,14 @@ class Latents:
         return [r for r, c in enumerate(self.cases) if c in wanted and (mirrored or plain[r])]
 
     @staticmethod
+    def whole(folder: Path) -> bool:
+        """Whether the folder holds every file that was written."""
+        if not (folder / "index.json").is_file():
+            return False
+        arrays = read_json(folder / "index.json").get("arrays", ["mean.npy", "logvar.npy"])
+        return all((folder / name).is_file() for name in arrays)
+
+    @staticmethod
     def write(
         folder: Path,
         mean: np.ndarray,
@@ -97,16 +105,13 @@ class Latents:
         masks: np.ndarray | None = None,
     ) -> "Latents":
         """Write and open."""
-        if masks is not None:
-            with atomic(folder / "masks.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, masks.astype(np.int16), allow_pickle=False)
-        if reached is not None:
-            with atomic(folder / "reached.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, reached.astype(bool), allow_pickle=False)
-        for name, array in (("mean.npy", mean), ("logvar.npy", logvar)):
+        arrays = {"mean.npy": mean.astype(np.float32), "logvar.npy": logvar.astype(np.float32)}
+        arrays |= {} if reached is None else {"reached.npy": reached.astype(bool)}
+        arrays |= {} if masks is None else {"masks.npy": masks.astype(np.int16)}
+        for name, array in arrays.items():
             with atomic(folder / name) as temporary, temporary.open("wb") as stream:
-                np.save(stream, array.astype(np.float32), allow_pickle=False)
-        index: dict[str, Any] = {"cases": list(cases), "mirrored": list(mirrored)}
+                np.save(stream, array, allow_pickle=False)
+        index: dict[str, Any] = {"cases": list(cases), "mirrored": list(mirrored), "arrays": sorted(arrays)}
         if copies is not None and any(copies):
             index |= {"copies": list(copies), "volumes_ml": list(volumes_ml or [None] * len(cases))}
         write_json(folder / "index.json", {**index, "mean": statistics.mean, "std": statistics.std})

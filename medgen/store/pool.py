@@ -14,7 +14,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from medgen.store import machine
+
 Load = Callable[[int], Sequence[torch.Tensor]]
+Mix = tuple[int, float]
+"""(E, share): the last E cases are extra ones that make up this share of what is shown, however many they are."""
+
+# Of a device's memory, for volumes; the rest is the training's.
+SHARE = 0.4
 
 
 class Volumes(Protocol):
@@ -40,21 +47,15 @@ class Resident:
         arrays: tensors (N, C, X, Y, Z) on one device.
         seed: of the experiment.
         rank: of this process.
-        mix: (E, share): the last E cases are extra ones that make up this share of what is shown.
+        mix: of extra cases with others; None shows every case as often.
     """
 
-    def __init__(
-        self, arrays: Sequence[torch.Tensor], *, seed: int, rank: int = 0, mix: tuple[int, float] | None = None
-    ) -> None:
+    def __init__(self, arrays: Sequence[torch.Tensor], *, seed: int, rank: int = 0, mix: Mix | None = None) -> None:
         assert len({a.shape[0] for a in arrays}) == 1 and len({a.shape[2:] for a in arrays}) == 1, (
             "arrays must share N and the grid"
         )
         self.arrays, self.cases = tuple(arrays), int(arrays[0].shape[0])
-        self._order: Order | Mixed = Order(self.cases, [seed], [rank, 1])
-        if mix is not None:
-            extra, share = mix
-            own = self.cases - extra
-            self._order = Mixed(Order(own, [seed], [rank, 1]), Order(extra, [seed], [rank, 6]), share)
+        self._order = _order(self.cases, seed, rank, mix)
 
     def at(self, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Cases and rows are the same."""
@@ -104,6 +105,14 @@ class Mixed:
         return np.array(found)
 
 
+def _order(cases: int, seed: int, rank: int, mix: Mix | None) -> Order | Mixed:
+    """The cases in the order in which they are shown or loaded."""
+    if mix is None:
+        return Order(cases, [seed], [rank, 1])
+    extra, share = mix
+    return Mixed(Order(cases - extra, [seed], [rank, 1]), Order(extra, [seed], [rank, 6]), share)
+
+
 class Pool:
     """A part of the cohort on the device, replaced case by case from a background thread.
 
@@ -117,6 +126,7 @@ class Pool:
         rank: of this process.
         shows: patches taken from a volume before the next takes its place; the smaller, the more the disk reads.
         ahead: spare slots.
+        mix: of extra cases with others; None loads every case as often.
     """
 
     def __init__(
@@ -130,6 +140,7 @@ class Pool:
         rank: int = 0,
         shows: int = 16,
         ahead: int = 2,
+        mix: Mix | None = None,
     ) -> None:
         assert min(cases, resident, shows, ahead) > 0, "a pool needs cases, slots and patches"
         self.cases, self.resident, self.shows, self.ahead = cases, resident, shows, ahead
@@ -140,7 +151,7 @@ class Pool:
         # Copies are asynchronous only from pinned memory; one staging place is enough for one thread.
         self._staging = tuple(torch.empty_like(a).pin_memory() for a in like) if self._cuda else ()
         self._stream = torch.cuda.Stream(device) if self._cuda else None
-        self._loads, self._turns = Order(cases, [seed], [rank, 1]), Order(resident, [seed], [rank, 3])
+        self._loads, self._turns = _order(cases, seed, rank, mix), Order(resident, [seed], [rank, 3])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="medgen-pool")
         self._held: dict[int, tuple[int, Future[torch.cuda.Event | None]]] = {}
 
@@ -196,3 +207,43 @@ class Pool:
             arrived.record(self._stream)
         arrived.synchronize()  # waits in this thread alone: the staging place is free again
         return arrived
+
+
+def held(
+    load: Load,
+    cases: int,
+    *,
+    device: torch.device,
+    seed: int,
+    rank: int = 0,
+    resident: int | None = None,
+    mix: Mix | None = None,
+) -> Resident | Pool:
+    """The volumes of a cohort: all of them on the device where they fit, else a pool.
+
+    Args:
+        load: the arrays (C, X, Y, Z) of a case, see :class:`Pool`.
+        cases: how many there are.
+        device: where volumes are kept.
+        seed: of the experiment.
+        rank: of this process.
+        resident: how many are on the device at a time; by default all, or what fits into 0.4 of its memory.
+        mix: of extra cases with others; None shows every case as often.
+    """
+    like = load(0)
+    fitting = resident or max(1, int(SHARE * _memory_bytes(device)) // sum(a.numel() * a.element_size() for a in like))
+    if fitting < cases:
+        return Pool(load, cases, resident=fitting, device=device, seed=seed, rank=rank, mix=mix)
+    # Case by case into its place: the cohort is never held twice.
+    arrays = [torch.empty(cases, *a.shape, dtype=a.dtype, device=device) for a in like]
+    for number in range(cases):
+        for whole, own in zip(arrays, load(number), strict=True):
+            whole[number].copy_(own)
+    return Resident(arrays, seed=seed, rank=rank, mix=mix)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """All memory of a device, not what is free: what is shown must not depend on who else is running."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine.memory_bytes()

@@ -100,6 +100,13 @@ class Prepared:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / INDEX} is damaged ({error!r}); prepare the cohort again") from None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the arrays of every case are there."""
+        images = [self._path(case.key, "image") for case in self.cases if self.channels]
+        labels = [self._path(case.key, "label") for case in self.cases if case.has_label]
+        return all(path.is_file() for path in images + labels)
+
     def __len__(self) -> int:
         return len(self.cases)
 
@@ -140,10 +147,12 @@ class Prepared:
         )
         return replace(self, cases=cases, other_labels={key: folder / f"{key}_label.npy" for key in volumes})
 
+    def _path(self, key: str, kind: str) -> Path:
+        path = (self.arrays or self.folder) / "cases" / f"{key}_{kind}.npy"
+        return self.other_labels.get(key, path) if kind == "label" else path
+
     def _array(self, i: int, kind: str) -> np.ndarray:
-        path = (self.arrays or self.folder) / "cases" / f"{self.cases[i].key}_{kind}.npy"
-        if kind == "label":
-            path = self.other_labels.get(self.cases[i].key, path)
+        path = self._path(self.cases[i].key, kind)
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:

@@ -14,6 +14,8 @@ from medgen.errors import InputError, reason
 from medgen.files import atomic
 from medgen.training.ema import Ema
 
+NAME = "checkpoint.safetensors"
+
 
 def save(
     path: Path,

@@ -161,7 +161,7 @@ def train(
         for name, module in task.modules.items()
         for profile in schedule.profiles
     }
-    path = folder / "checkpoint.safetensors"
+    path = folder / checkpoint.NAME
     step, clock, watch = 0, _Clock(), Watch()
     if path.exists():
         saved = checkpoint.load(path, task.modules, averages, task.optimisers)

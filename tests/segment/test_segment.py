@@ -6,8 +6,9 @@ import torch
 
 from medgen.errors import InputError
 from medgen.segment.network import Architecture, bottleneck, build
+from medgen.segment.pairs import pairs_of
 from medgen.segment.segmenter import Segmenter
-from medgen.segment.train import CLASSICAL, pairs_of, train
+from medgen.segment.train import CLASSICAL, train
 from medgen.store.patches import PatchSampler
 from medgen.store.prepared import Prepared
 

@@ -6,7 +6,7 @@ import torch
 
 from medgen.errors import InputError
 from medgen.segment.train import train
-from medgen.store.pool import Mixed, Order, Resident
+from medgen.store.pool import Mixed, Order, Pool, Resident
 
 SMALL = {"labels": 2, "widths": (4, 8), "batch": 2, "device": "cpu", "precision": "float32", "steps": 2}
 
@@ -43,6 +43,26 @@ def test_volumes_on_the_device_are_mixed_and_without_a_mix_are_as_before():
     assert np.array_equal(cases, rows) and (cases >= 2).sum() == 2
     plain = Resident(arrays, seed=3).at(7, 4)[0]
     assert np.array_equal(plain, Order(5, [3], [0, 1])(28, 4))
+
+
+def test_a_pool_of_a_part_mixes_as_all_volumes_do():
+    arrays = torch.arange(12.0).view(12, 1, 1, 1, 1)
+    part = Pool(lambda n: (arrays[n],), 12, resident=4, device=torch.device("cpu"), seed=3, shows=2, mix=(9, 0.25))
+    shown = np.concatenate([part.at(step, 4)[0] for step in range(200)])
+    part.close()
+    assert abs((shown >= 3).mean() - 0.25) < 0.01 and set(shown.tolist()) == set(range(12))
+
+
+def test_a_segmenter_of_a_part_of_its_cases_at_a_time_sees_them_all_and_goes_on_alike(tmp_path):
+    """What a device cannot hold takes turns on it, and the training is as reproducible as one of all."""
+    images = [image for image, _ in pairs(5, 1)]
+    first = train(pairs(2), tmp_path / "a", extra=pairs(5, 1), resident=3, **SMALL)
+    again = train(pairs(2), tmp_path / "b", extra=pairs(5, 1), resident=3, **SMALL)
+    whole = train(pairs(2), tmp_path / "c", extra=pairs(5, 1), **SMALL)
+    enough = train(pairs(2), tmp_path / "d", extra=pairs(5, 1), resident=7, **SMALL)
+    assert np.array_equal(first.features(images[0]), again.features(images[0]))
+    assert not np.array_equal(first.features(images[0]), whole.features(images[0]))
+    assert np.array_equal(enough.features(images[0]), whole.features(images[0]))
 
 
 def test_a_segmenter_says_what_it_was_mixed_of(tmp_path):

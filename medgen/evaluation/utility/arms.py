@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from medgen.segment.pairs import Pair
 from medgen.segment.randomise import Randomisation
 from medgen.segment.segmenter import Segmenter
-from medgen.segment.task import Pair
 from medgen.segment.train import classical
 from medgen.store.augment import Augmentation
 
