@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from medgen.cohort.joint import Joint
@@ -11,13 +12,14 @@ from medgen.doctor import parts
 from medgen.doctor.evaluations import Evaluations, Sampling
 from medgen.models.condition import ConditionEncoder
 from medgen.registry import resolve
-from medgen.stages.run import with_known
+from medgen.stages.run import SEGMENTED, with_known
 from medgen.store.pool import SHARE
 from medgen.store.prepared import Prepared
 from medgen.training.autoencoder import VALIDATED
 from medgen.training.diffusion import BANDS, LEVELS_A_BAND
 from medgen.training.ema import GAMMAS
 
+REPORT = "report"
 _PANEL_ROWS, _PANEL_STEPS = 3, 8
 
 
@@ -60,6 +62,7 @@ def amounts(
     cases: int,
     folds: int = 1,
     memory_bytes: int | None = None,
+    segmenters: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[dict[str, Amount], Evaluations]:
     """What an experiment's stages take.
 
@@ -73,6 +76,7 @@ def amounts(
         cases: all cases.
         folds: models that are trained.
         memory_bytes: of the device: a cohort that takes too much of it is shown through a window.
+        segmenters: steps of the segmenters that the stages ``segmented`` and ``report`` train, where they do.
 
     Returns:
         Stage -> its amount, and what one sample takes.
@@ -96,7 +100,10 @@ def amounts(
         row,
     )
     asked = sampling.of_a_sample()
-    found = {
+    found = {}
+    if SEGMENTED in segmenters:
+        found[SEGMENTED] = _segmenter(segmenters[SEGMENTED], store, training, memory_bytes)
+    found |= {
         "autoencoder": _codec(c, store, training, held_out, memory_bytes),
         "latents": Amount((cases - training) * (2 if c.latents.mirror else 1) + rows, "encoding", {parts.ENCODE: 1.0}),
         "diffusion": _diffusion(c, store, sampling, rows, held_out),
@@ -106,6 +113,8 @@ def amounts(
         found["distilled"] = _distilled(c, sampling)
         drawn = sampling.plain("euler", c.distil.steps)
     found["synthetic"] = Amount(g.n, "sample", _of(drawn, decodes=1))
+    if REPORT in segmenters:
+        found[REPORT] = _segmenter(segmenters[REPORT], store, training, memory_bytes)
     return {name: replace(a, times=folds) for name, a in found.items()}, asked
 
 
@@ -115,6 +124,15 @@ def _steps(t: TrainingConfig) -> int:
 
 def _validations(t: TrainingConfig) -> int:
     return -(-t.steps // t.validate_every)
+
+
+def _segmenter(steps: int, store: Prepared, training: int, memory_bytes: int | None) -> Amount:
+    """A segmenter that a stage trains; what else it does with it is little beside that."""
+    ids = 1 if len(store.label_values) <= 128 else 2
+    cohort = prod(store.shape) * (2 * len(store.channels) + ids) * training
+    if memory_bytes is not None:
+        cohort = min(cohort, int(SHARE * memory_bytes))
+    return Amount(steps, "step", {parts.SEGMENTER_STEP: 1.0}, resident_bytes=cohort)
 
 
 def _codec(c: Config, store: Prepared, training: int, held_out: int, memory_bytes: int | None) -> Amount:

@@ -83,6 +83,10 @@ def _hold(tally: Tally, networks: Networks, name: str) -> list[torch.Tensor]:
         used = [*codec.modules.values(), *([codec.perceptual] if codec.perceptual is not None else [])]
         tally.adopt(used, codec.optimisers.values())
         averaged = [*codec.modules.values()]
+    elif name == parts.SEGMENTER_STEP and networks.segmenter_task is not None:
+        task = networks.segmenter_task
+        tally.adopt([*task.modules.values()], task.optimisers.values())
+        averaged = [*task.modules.values()]
     elif "step" in name:
         profiles = 1 if name == parts.STUDENT_STEP else len(GAMMAS)
         # A student is trained beside its teacher; the codec is held for pictures.
@@ -104,4 +108,4 @@ def _on_gpu(job: Job) -> Job:
         training = (config.get(section) or {}).get("training")
         if training and training["precision"] == "auto":
             config[section] = {**config[section], "training": {**training, "precision": "bfloat16"}}
-    return replace(job, config={**config, "device": "cpu"})
+    return replace(job, config={**config, "device": "cpu"}, precision="bfloat16")

@@ -15,9 +15,10 @@ from medgen.doctor.finding import Finding, duration, gib
 from medgen.doctor.parts import RATE_FLOPS, Job
 from medgen.doctor.tally import Count
 from medgen.formats.nnunet import read_splits
+from medgen.stages import segmented
 from medgen.stages.conditions import fit_encoder, fit_joint
 from medgen.stages.masks import codec_labels, follows_masks, label_run, mask_input
-from medgen.stages.run import Run
+from medgen.stages.run import SEGMENTED, Run
 
 Costs = tuple[list[Finding], dict[str, Any]]
 """Findings, and the figures of each stage."""
@@ -85,12 +86,14 @@ def _experiment_costs(run: Run, training: int, cases: int, machine: Machine | No
         cases=cases,
         folds=folds,
         memory_bytes=on_gpu,
+        segmenters={} if prefix else _segmenters(run),
     )
     mask = mask_input(run)
     job = Job(
         c.model_dump(mode="json"),
         len(store.channels),
         codec_labels(run),
+        len(store.label_values),
         store.shape,
         encoder.to_json(),
         [dict(row) for row in rows[:64]],
@@ -111,6 +114,13 @@ def _experiment_costs(run: Run, training: int, cases: int, machine: Machine | No
         fix = "use a smaller patch, batch, network or grid" + (", or a faster machine" if late else "")
         findings.append(Finding("odd" if late else "wrong", prefix + "measure", f"measuring: {problem}", fix))
     return findings, figures
+
+
+def _segmenters(run: Run) -> dict[str, int]:
+    """Stage -> steps of the segmenter that it trains."""
+    found = {SEGMENTED: run.config.data.segmenter_steps} if segmented.needed(run) else {}
+    fidelity = run.config.report.fidelity
+    return found | ({amounts.REPORT: fidelity.segmenter_steps} if fidelity else {})
 
 
 def _folds(run: Run, training: int, cases: int) -> tuple[int, int]:

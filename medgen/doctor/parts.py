@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from medgen import config as configs
+from medgen.doctor.stand_ins import Zeros, segmenter_task
 from medgen.generation.model import build_codec, build_network
 from medgen.models import tiling
 from medgen.models.codec import Codec
@@ -24,9 +24,7 @@ from medgen.models.text import TextStates
 from medgen.registry import resolve
 from medgen.stages.codec import autoencoder_task
 from medgen.stages.run import Run
-from medgen.store.augment import Augmentation
 from medgen.store.latents import LatentStatistics
-from medgen.store.patches import Batch, PatchSampler
 from medgen.training.autoencoder import AutoencoderTask
 from medgen.training.diffusion import DiffusionTask, LatentSet
 from medgen.training.loop import Task
@@ -34,8 +32,9 @@ from medgen.training.precision import autocast
 
 CODEC_STEP, ENCODE, DECODE, DECODE_BACK = "codec_step", "encode", "decode", "decode_back"
 DENOISER_STEP, CROP_STEP, FORWARD, FORWARD_BACK = "denoiser_step", "crop_step", "forward", "forward_back"
-STUDENT_STEP = "student_step"
+STUDENT_STEP, SEGMENTER_STEP = "student_step", "segmenter_step"
 PARTS = (
+    SEGMENTER_STEP,
     CODEC_STEP,
     ENCODE,
     DENOISER_STEP,
@@ -46,8 +45,6 @@ PARTS = (
     DECODE,
     DECODE_BACK,
 )
-ROWS = 2
-"""Cases that stand for a cohort."""
 _RATE = 1e-6
 RATE_WIDTH, RATE_EXTENT = 32, 32
 RATE_FLOPS = 3 * 2 * 27 * RATE_WIDTH**2 * RATE_EXTENT**3
@@ -62,23 +59,27 @@ class Job:
         config: of the experiment.
         channels: of the image.
         labels: ids that the codec carries.
+        label_ids: of the cohort, background included.
         shape: of the prepared grid.
         encoder: of the conditions.
         rows: covariates of a few cases.
         mask: labels and stride of the masks that images follow, None where they follow none.
         at_once: rows of the denoiser's usual call while samples are drawn: two with guidance.
         parts: that the run needs.
+        precision: of trainings for which the config sets none.
     """
 
     config: Mapping[str, Any]
     channels: int
     labels: int
+    label_ids: int
     shape: tuple[int, int, int]
     encoder: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     mask: tuple[int, int] | None
     at_once: int
     parts: tuple[str, ...]
+    precision: str = "auto"
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> "Job":
@@ -115,22 +116,14 @@ class Networks:
         )
         self.codec: Codec = codec
         self.network: nn.Module = network
-        zeros = cast(PatchSampler, _Made(job, a.patch, a.training.batch, device))
-        self.codec_task: AutoencoderTask = autoencoder_task(codec, zeros, [], a, 0)
+        zeros = Zeros(job.channels, job.labels, job.shape, a.patch, a.training.batch, device)
+        self.codec_task: AutoencoderTask = autoencoder_task(codec, zeros.as_sampler(), [], a, 0)
+        asked = SEGMENTER_STEP in job.parts
+        self.segmenter_task = segmenter_task(job.channels, job.label_ids, job.shape, device) if asked else None
         self.process = resolve("diffusion", d.process, "build")(**d.process_options)
         rows = max(d.training.batch, c.distil.training.batch if c.distil else 1, job.at_once, c.generate.batch)
         self.cond = encoder.encode([job.rows[i % len(job.rows)] for i in range(rows)]).to(device)
         self.denoiser_task = self._denoiser_task(self.latent[1:], d.training.batch)
-
-    def modules(self) -> list[nn.Module]:
-        """All that has weights."""
-        perceptual = self.codec_task.perceptual
-        tasks = [*self.codec_task.modules.values(), *self.denoiser_task.modules.values()]
-        return tasks if perceptual is None else [*tasks, perceptual]
-
-    def optimisers(self) -> list[torch.optim.Optimizer]:
-        """All that steps weights."""
-        return [*self.codec_task.optimisers.values(), *self.denoiser_task.optimisers.values()]
 
     def part(self, name: str, *, budget: int | None = None) -> Callable[[], Any]:
         """One part as a function.
@@ -143,6 +136,7 @@ class Networks:
         crop = d.patch or self.latent[1:]
         at_once, student = self.job.at_once, c.distil.training if c.distil else d.training
         works: dict[str, Callable[[], Any]] = {
+            SEGMENTER_STEP: lambda: step(cast(Task, self.segmenter_task), self.device, self.job.precision),
             CODEC_STEP: partial(step, self.codec_task, self.device, c.autoencoder.training.precision),
             ENCODE: partial(self._encode, budget),
             DENOISER_STEP: lambda: step(self.denoiser_task, self.device, d.training.precision),
@@ -210,36 +204,6 @@ class Networks:
 
     def _conditions(self, rows: int) -> Condition:
         return self.cond.rows(slice(0, rows))
-
-
-class _Made:
-    """In a sampler's place, nothing is cropped: patches of zeros, made when they are asked for."""
-
-    rank = 0
-
-    def __init__(self, job: Job, patch: Sequence[int] | None, batch: int, device: torch.device) -> None:
-        self.job, self.batch, self.device = job, batch, device
-        self.patch = tuple(min(p, n) for p, n in zip(patch or job.shape, job.shape, strict=True))
-
-    def __call__(self, step: int) -> Batch:
-        """Zeros of a batch's shape."""
-        image = torch.zeros(self.batch, self.job.channels, *self.patch, device=self.device)
-        arrays: tuple[torch.Tensor, ...] = (image,)
-        if self.job.labels:
-            label = torch.zeros(self.batch, 1, *self.patch, dtype=torch.int64, device=self.device)
-            arrays = (image, label)
-        return Batch(np.zeros(self.batch, int), np.zeros((self.batch, 3), int), arrays)
-
-
-def real_sampler(job: Job, config: configs.AutoencoderConfig, device: torch.device) -> PatchSampler:
-    """A sampler of patches of random cases, with the experiment's augmentation."""
-    images = (torch.rand(ROWS, job.channels, *job.shape) * 2 - 1).half().to(device)
-    arrays = [images]
-    if job.labels:
-        arrays.append(torch.randint(0, job.labels, (ROWS, 1, *job.shape), dtype=torch.int16).to(device))
-    augment = config.augment.values()
-    augmentation = Augmentation(**augment) if augment else None
-    return PatchSampler(arrays, config.patch or job.shape, config.training.batch, seed=0, augmentation=augmentation)
 
 
 def step(task: Task, device: torch.device, precision: str) -> None:

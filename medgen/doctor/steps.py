@@ -17,12 +17,15 @@ import torch
 from medgen import config as configs
 from medgen.cohort.requests import plan
 from medgen.doctor import parts
-from medgen.doctor.parts import Job, Networks, real_sampler
+from medgen.doctor.parts import Job, Networks
+from medgen.doctor.stand_ins import random_cases
 from medgen.doctor.timing import Measured, peak_bytes, reset_peak
 from medgen.errors import InputError
 from medgen.generation.generator import Generator
 from medgen.sampling.noise import Key
+from medgen.segment.train import BATCH, CLASSICAL, PATCH
 from medgen.stages.run import Run
+from medgen.store.augment import Augmentation
 from medgen.training.precision import autocast
 
 _LONG_SECONDS = 8.0
@@ -70,7 +73,21 @@ def _experiment(job: Job) -> Iterator[Measured]:
     meter = Meter(run.device)
     yield {"part": "rate", "seconds": _rate(meter, run.config.autoencoder.training.precision), "bytes": 0}
     networks = Networks(job, run.device)
-    networks.codec_task.sampler = real_sampler(job, run.config.autoencoder, run.device)
+    a = run.config.autoencoder
+    augment = a.augment.values()
+    networks.codec_task.sampler = random_cases(
+        job.channels,
+        job.labels,
+        job.shape,
+        a.patch,
+        a.training.batch,
+        Augmentation(**augment) if augment else None,
+        run.device,
+    )
+    if networks.segmenter_task is not None:
+        networks.segmenter_task.sampler = random_cases(
+            job.channels, job.label_ids, job.shape, PATCH, BATCH, CLASSICAL, run.device
+        )
     for name in job.parts:
         for module in (networks.codec, networks.network):
             module.requires_grad_("step" in name).train("step" in name)

@@ -11,9 +11,7 @@ from medgen.segment.network import padding
 from medgen.segment.pairs import Pair
 from medgen.segment.randomise import Randomisation, randomise
 from medgen.segment.segmenter import Segmenter
-from medgen.store.augment import Augmentation
 from medgen.store.patches import PatchSampler
-from medgen.store.pool import Volumes
 from medgen.training.ema import Ema
 from medgen.training.pictures import rows_of_slices
 
@@ -23,37 +21,27 @@ class SegmenterTask:
 
     Args:
         segmenter: fresh, on the device; its network is trained in place.
-        volumes: training images in [-1, 1] and their labels (one channel), -1 where not known.
+        sampler: of patches of images in [-1, 1] and their labels, -1 where not known; their extents are the
+            segmenter's window.
         held_out: cases to validate on.
-        batch: patches a step; their extents are the segmenter's window.
         learning_rate: of AdamW.
-        augmentation: classical augmentation, None for none.
-        seed: of patches and augmentation, each keyed by (seed, step).
+        seed: of the images that are made from labels, keyed by (seed, step).
         randomisation: images are made from the labels, and those of the cases are not looked at; None for none.
     """
 
     def __init__(
         self,
         segmenter: Segmenter,
-        volumes: Volumes,
+        sampler: PatchSampler,
         held_out: Sequence[Pair],
         *,
-        batch: int,
         learning_rate: float,
-        augmentation: Augmentation | None,
-        seed: int,
+        seed: int = 0,
         randomisation: Randomisation | None = None,
     ) -> None:
         self.segmenter, self.held_out = segmenter, held_out
         self.randomisation, self.seed = randomisation, seed
-        self.sampler = PatchSampler(
-            volumes,
-            segmenter.window,
-            batch,
-            seed=seed,
-            kinds=("image", "label"),
-            augmentation=augmentation,
-        )
+        self.sampler = sampler
         self.modules: Mapping[str, torch.nn.Module] = {"net": segmenter.net}
         self.optimisers: Mapping[str, torch.optim.Optimizer] = {
             "net": torch.optim.AdamW(segmenter.net.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)

@@ -16,6 +16,7 @@ from medgen.segment.randomise import Randomisation
 from medgen.segment.segmenter import INDEX, WEIGHTS, Segmenter
 from medgen.segment.task import SegmenterTask
 from medgen.store.augment import Augmentation
+from medgen.store.patches import PatchSampler
 from medgen.store.pool import held
 from medgen.store.prepared import Prepared
 from medgen.training import checkpoint
@@ -26,6 +27,9 @@ from medgen.training.precision import device_of
 
 VERSION = 1
 """Of this room's results: raise it when the same cases and choices give another segmenter."""
+
+PATCH, BATCH = (96, 96, 96), 2
+"""What a segmenter is trained on at a step, where nothing else is asked for."""
 
 CLASSICAL = Augmentation(
     rotate_degrees=(15.0, 15.0, 15.0),
@@ -105,9 +109,9 @@ def train(
     share: float = 0.5,
     randomisation: Randomisation | None = None,
     widths: Sequence[int] = (16, 32, 64, 128),
-    patch: Sequence[int] = (96, 96, 96),
+    patch: Sequence[int] = PATCH,
     steps: int = 2000,
-    batch: int = 2,
+    batch: int = BATCH,
     learning_rate: float = 1e-3,
     augmentation: Augmentation | None = CLASSICAL,
     seed: int = 0,
@@ -181,15 +185,9 @@ def train(
     segmenter = Segmenter(architecture, net, window, training, dict(grid or {}))
     mix = (len(extra), share) if extra else None
     volumes = held(loader(pairs, labels), len(pairs), device=where, seed=seed, resident=resident, mix=mix)
+    sampler = PatchSampler(volumes, window, batch, seed=seed, kinds=("image", "label"), augmentation=augmentation)
     task = SegmenterTask(
-        segmenter,
-        volumes,
-        held_out,
-        batch=batch,
-        learning_rate=learning_rate,
-        augmentation=augmentation,
-        seed=seed,
-        randomisation=randomisation,
+        segmenter, sampler, held_out, learning_rate=learning_rate, seed=seed, randomisation=randomisation
     )
     schedule = Schedule(
         steps=steps, warmup=min(50, steps // 10), precision=precision, validate_every=max(1, steps // 4)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,25 @@ def test_a_student_is_costed_and_draws_in_its_steps(tiny_run: Path) -> None:
     )
     teacher = foreseen(on_disk(tiny_run), tiny_run, Machine(1e-3))
     assert found["synthetic"]["seconds"] < teacher["synthetic"]["seconds"]
+
+
+def test_segmenters_of_stages_are_costed(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pseudo-labels and the report's measuring train one each, which can take longer than the rest of a run."""
+    monkeypatch.setattr(timing, "measured", partial(timing.measured, limit_seconds=600.0))
+    shutil.copytree(tiny_run / "cohort", tmp_path / "cohort")
+    next((tmp_path / "cohort").rglob("*_dseg.nii.gz")).unlink()
+    raw = on_disk(tiny_run)
+    raw["data"] |= {"root": str(tmp_path / "cohort"), "unlabelled": "segment", "segmenter_steps": 50}
+    raw["report"] = {**raw.get("report", {}), "fidelity": {"segmenter_steps": 70}}
+    stages = diagnose(written(raw, tmp_path)).figures["stages"]
+    assert (stages["segmented"]["units"], stages["report"]["units"]) == (50, 70)
+    for name in ("segmented", "report"):
+        figures = stages[name]
+        assert figures["how"] == "measured" and figures["total_seconds"] == figures["units"] * figures["seconds"] > 0
+        assert 1e6 < figures["computed_bytes"] < 2**31
+    raw["pairs"] = "mask"
+    both = diagnose(written(raw, tmp_path), machine=Machine(1.0)).figures["stages"]
+    assert {"segmented", "report"} <= set(both) and not {"labels segmented", "labels report"} & set(both)
 
 
 def test_what_does_not_fit_is_said(tiny_run: Path) -> None:
