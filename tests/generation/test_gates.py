@@ -248,7 +248,9 @@ def test_a_smoother_label_is_no_fault():
 def test_small_cohorts_and_models_without_labels_judge_what_they_can(learnt):
     few = Gates.of(spec_of(learn([case(0), case(1)])), EVERY)
     assert few.judge(case(2)).accepted
-    bare = Gates.of(spec_of({}, names=()), EVERY)
+    with pytest.raises(InputError, match="has a level, for which the model folder holds no figures"):
+        Gates.of(spec_of({}, names=()), EVERY)
+    bare = Gates.of(spec_of({}, names=()), Setting({**EVERY.kinds, "intensity": True}))
     assert set(bare.judges) == {"intensity"} and "holds no" in bare.silent["request"]
     image_only = replace(case(0), label=None, measured={}, names=())
     assert bare.judge(image_only).accepted and not bare.judge(bright(image_only)).accepted

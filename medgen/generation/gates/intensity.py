@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from medgen.errors import InputError
 from medgen.generation.gates.law import check_level, check_within, outside
 from medgen.generation.gates.seam import Context, Judge, Seen, Verdict
 
@@ -37,7 +38,15 @@ def build(context: Context, *, level: float = 0.0, beyond: float = 0.02) -> Judg
             a good value for a model that keeps the contrast. 0 judges the range alone.
         beyond: share of voxels that may lie outside [-1, 1] by more than an eighth of the range. They are clipped when
             the image is written; a codec rings a little at bright edges.
+
+    Raises:
+        InputError: a level is asked for, and the model holds no figures of its training cases.
     """
+    if level > 0 and not context.laws:
+        raise InputError(
+            "the gate 'intensity' has a level, for which the model folder holds no figures of its training cases; leave "
+            "the level out, and the range alone is judged"
+        )
 
     def judge(seen: Seen) -> Verdict:
         scores = dict(measure(seen))
