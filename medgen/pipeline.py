@@ -66,7 +66,7 @@ STAGES = (
         segmented.segmented,
         lambda run: [run.config.data.segmenter_steps, run.config.seed],
         ("prepared",),
-        skip=lambda run: not segmented.needed(run),
+        skip=lambda run: not run.lacks_labels,
         whole=segmented.whole,
     ),
     Stage(

@@ -188,6 +188,19 @@ def test_a_codec_that_is_lost_takes_with_it_what_was_made_by_it(tmp_path):
     assert not run(tmp_path, changed(), until="latents")[1]
 
 
+def test_what_was_made_again_stays_another_where_its_config_goes_and_comes_back(tmp_path):
+    """Else a network would be taken for one of the latents of a codec that is gone."""
+    run(tmp_path, changed(), until="diffusion")
+    (tmp_path / "autoencoder" / "checkpoint.safetensors").unlink()
+    run(tmp_path, changed(), until="diffusion")
+    remade = read_json(tmp_path / "stages.json")
+    run(tmp_path, changed(autoencoder={"losses": {"kl": 1e-3}}), until="autoencoder")
+    run(tmp_path, changed(), until="diffusion")
+    back = read_json(tmp_path / "stages.json")
+    for name in ("autoencoder", "latents", "diffusion"):
+        assert back[name]["result"] == remade[name]["result"], name
+
+
 @pytest.mark.parametrize(
     ("lost", "again"),
     [

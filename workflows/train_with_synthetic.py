@@ -96,6 +96,8 @@ def mixing(ratio: str, by: str) -> Row:
 def split(rows: list[Row], run: Path | None, seed: int) -> tuple[list[Row], list[Row]]:
     """Real cases to train and to test: a run's own split, else every fourth subject (in random order) tests."""
     if run is not None:
+        if (run / "fold-1").is_dir():
+            raise typer.BadParameter(f"{run} goes fold by fold, each with its own split; give {run}/fold-1 or another")
         held = {case.case_id for case in Prepared.open(run / "prepared").cases if case.split != "train"}
         return [r for r in rows if r["case_id"] not in held], [r for r in rows if r["case_id"] in held]
     subjects = sorted({r["subject_id"] for r in rows})

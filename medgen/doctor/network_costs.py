@@ -14,8 +14,7 @@ from medgen.doctor.environment import available_bytes
 from medgen.doctor.finding import Finding, duration, gib
 from medgen.doctor.parts import RATE_FLOPS, Job
 from medgen.doctor.tally import Count
-from medgen.formats.nnunet import read_splits
-from medgen.stages import segmented
+from medgen.formats.folds import read_splits
 from medgen.stages.conditions import fit_encoder, fit_joint
 from medgen.stages.masks import codec_labels, follows_masks, label_run, mask_input
 from medgen.stages.run import SEGMENTED, Run
@@ -118,7 +117,7 @@ def _experiment_costs(run: Run, training: int, cases: int, machine: Machine | No
 
 def _segmenters(run: Run) -> dict[str, int]:
     """Stage -> steps of the segmenter that it trains."""
-    found = {SEGMENTED: run.config.data.segmenter_steps} if segmented.needed(run) else {}
+    found = {SEGMENTED: run.config.data.segmenter_steps} if run.lacks_labels else {}
     fidelity = run.config.report.fidelity
     return found | ({amounts.REPORT: fidelity.segmenter_steps} if fidelity else {})
 

@@ -54,9 +54,16 @@ def check(names: Sequence[str] | None, chance: float, swap: Sequence[Sequence[st
     paired = [id_of(names, name) for pair in swap for name in pair]
     if len(set(paired)) != len(paired):
         raise InputError("a label stands in swap twice; give each one other")
-    lost = [n for i, n in enumerate(names) if i not in paired and _SIDED.search(n.lower())]
+    with_side = sided_names(names)
+    lost = [n for i, n in enumerate(names) if i not in paired and n in with_side]
     if lost and not sided:
         raise InputError(
             f"'{lost[0]}' has a side, and left for right would make it the other one; name the pairs in swap, "
             "or set sided: true where it means no side"
         )
+
+
+def sided_names(names: Sequence[str]) -> list[str]:
+    """Those that say a side: ``Left-Hippocampus``, ``HippocampusLeft``, ``ctx-lh-cuneus``, ``putamen_R``."""
+    words = (re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower() for name in names)
+    return [name for name, word in zip(names, words, strict=True) if _SIDED.search(word)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from medgen.cohort.case import Case, Cohort, Source
 from medgen.errors import InputError
 from medgen.files import inside, read_json
+from medgen.formats import folds
 from medgen.formats.bids_labels import Choice, read_labels
 from medgen.formats.bids_names import (
     NOT_IMAGES,
@@ -48,8 +49,12 @@ def read(
     label_desc: str | Sequence[str] | None = None,
     label_entity: Mapping[str, str] | None = None,
     datatype: str = "anat",
+    fold: int = 0,
 ) -> Cohort:
     """Read a BIDS dataset.
+
+    Where medgen combined it, real and synthetic cases are on the sides of one fold of ``splits_final.json``, and those
+    that other folds alone use on ``test``: a model that made them may have seen what validates here.
 
     Args:
         path: its root.
@@ -61,6 +66,7 @@ def read(
         label_desc: value(s) of the ``desc-`` entity; several are merged in this order.
         label_entity: further entities, for example ``{"seg": "aseg"}``.
         datatype: the folder that holds the images.
+        fold: of ``splits_final.json``.
 
     Raises:
         InputError: no images, a name or table that is wrong, or labels that leave a choice open.
@@ -82,6 +88,10 @@ def read(
     cases = [s for s, _ in kept]
     table, subjects = read_covariates(path, cases, columns, _words(texts), ours=bool(own))
     labels = read_labels(path, cases, choice, datatype)
+    names_of = {f"sub-{s.sub}": s.case_id for s in cases}
+    split = folds.split(path, fold, names_of.values(), lambda name: names_of.get(name, name)) if own else {}
+    if split:
+        notes.append(f"{folds.SPLITS}: the cases are on the sides of fold {fold}; the option fold reads another")
     return Cohort(
         name=_name(path),
         root=path,
@@ -93,6 +103,7 @@ def read(
                 label=labels.files.get(s.case_id, ()),
                 mask=labels.masks.get(s.case_id),
                 covariates=table.rows[s.case_id],
+                split=split.get(s.case_id),
             )
             for s, images in sorted(kept, key=lambda pair: pair[0].case_id)
         ),

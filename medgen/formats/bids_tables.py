@@ -41,12 +41,22 @@ def read_covariates(
         **read_described(root / "participants.json"),
     }
     rows = {}
+    known = {sub for sub, _ in participants}
+    without = [c for c in cases if c.sub in known and not {(c.sub, c.ses), (c.sub, "")} & participants.keys()]
+    if without:
+        notes.append(_no_session(table, without))
+    lost = []
     for case in cases:
-        row = {k: v for k, v in participants.get((case.sub, case.ses), participants.get((case.sub, ""), {})).items()}
-        for column, cell in _session(root, case).items():
+        row = dict(participants.get((case.sub, case.ses), participants.get((case.sub, ""), {})))
+        told = _session(root, case)
+        if told is None:
+            lost.append(case)
+        for column, cell in (told or {}).items():
             if not cells.missing(cell) or column not in row:
                 row[column] = cell
         rows[case.case_id] = row
+    if lost:
+        notes.append(_no_session(root / f"sub-{lost[0].sub}" / f"sub-{lost[0].sub}_sessions.tsv", lost))
     skip = ("participant_id", "session_id", *([SUBJECT] if ours else []))
     found = covariates(rows, said_in=table, described=described, skip=skip, only=only, texts=texts)
     return Columns(found.schema, found.rows, tuple(notes) + found.notes), subjects(rows) if ours else {}
@@ -63,7 +73,8 @@ def _participants(root: Path, cases: Sequence[Session], notes: list[str]) -> dic
     rows: dict[tuple[str, str], Mapping[str, str]] = {}
     for row in table.rows:
         sub = row["participant_id"].removeprefix("sub-")
-        ses = row.get("session_id", "").removeprefix("ses-")
+        said = row.get("session_id", "")
+        ses = "" if cells.missing(said) else said.removeprefix("ses-")
         if not sub:
             raise InputError(f"{path} has a row without participant_id; fill it in or remove the row")
         if (sub, ses) in rows:
@@ -79,11 +90,20 @@ def _participants(root: Path, cases: Sequence[Session], notes: list[str]) -> dic
     return rows
 
 
-def _session(root: Path, case: Session) -> Mapping[str, str]:
-    """The cells of a case's session in ``sub-*/sub-*_sessions.tsv``."""
+def _no_session(path: Path, cases: Sequence[Session]) -> str:
+    return (
+        f"{path}: {len(cases)} sessions of subjects that it knows have no row there, for example ses-{cases[0].ses} of "
+        f"sub-{cases[0].sub}; what it says of sessions is missing for them (write session_id as the folders do)"
+    )
+
+
+def _session(root: Path, case: Session) -> Mapping[str, str] | None:
+    """The cells of a case's session in ``sub-*/sub-*_sessions.tsv``; None where there is one that does not know it."""
     path = root / f"sub-{case.sub}" / f"sub-{case.sub}_sessions.tsv"
     if not case.ses or not path.is_file():
         return {}
     inside(root, path.relative_to(root), said_in=root)
     keyed = {k.removeprefix("ses-"): row for k, row in read_table(path).keyed("session_id").items()}
-    return {k: v for k, v in keyed.get(case.ses, {}).items() if k not in ("participant_id", "session_id")}
+    if case.ses not in keyed:
+        return None
+    return {k: v for k, v in keyed[case.ses].items() if k not in ("participant_id", "session_id")}

@@ -21,7 +21,7 @@ from medgen.files import PARTIAL, read_json
 from medgen.formats import folds
 from medgen.formats.columns import cell_text, describe
 from medgen.formats.tables import tsv_text
-from medgen.formats.writer import DatasetInfo, Ledger, check_sample, refresh
+from medgen.formats.writer import SIDECARS, DatasetInfo, Ledger, check_sample, refresh, refuse_others
 from medgen.volume import write_volume
 
 BIDS_VERSION = "1.10.0"
@@ -46,14 +46,14 @@ class BidsWriter:
         self.out, self.info = out, info
         self._tails = _tails(info)
         description = out / "dataset_description.json"
-        if description.is_file() and _derived_by(description) != info.generated_by.get("Name", "medgen"):
-            raise InputError(f"{out} holds another dataset already ({description.name}); choose an empty folder")
+        if not description.is_file() or _derived_by(description) != info.generated_by.get("Name", "medgen"):
+            refuse_others(out)
+        elif (out / SIDECARS).is_dir():
+            raise InputError(f"{out} holds samples in another format already; choose an empty folder")
         first = self._tails[info.channels[0]]
         self._ledger = Ledger(out, lambda i: self._path(i, f"{first}.json"), self._ids, self._files_of)
         self.committed, self.uncommitted = self._ledger.committed, self._ledger.uncommitted
         self.sidecar = self._ledger.sidecar
-        if not description.is_file() and next(out.glob("sub-*"), None) is not None:
-            raise InputError(f"{out} holds subjects that medgen did not write; choose an empty folder")
 
     def write(self, sample: Sample) -> None:
         """See :meth:`medgen.formats.writer.Writer.write`."""

@@ -31,12 +31,15 @@ _AGE = re.compile(
 )
 _SEX = re.compile(r"(?:biological_|participant_|patient_|subject_)?(?:sex|gender)(?:_at_birth)?")
 _PRIVATE = re.compile(
-    r"(?:participant|subject|patient|session|case|record|scan|image|visit|study|series|accession)?_?id|mrn|dob|name|"
+    r"(?:participant|subject|subj|patient|pat|person|session|case|record|scan|image|visit|study|series|accession)?_?"
+    r"u?id|[pr]t?id|mrn|dob|name|subject|subj|patient|participant|"
     r"(?:.*_)?(?:patient|subject|first|last|sur|family|given|full)_?name|initials|.*_?birth_?(?:date|day)|"
-    r"(?:.*_)?date|acq_time|address|phone|e?mail|(?:.*_)?(?:comments?|notes?|remarks?)|(?:.*_)?(?:file|filename|path)"
+    r"(?:.*_)?date(?:_.*)?|acq_time|address|phone|e?mail|(?:.*_)?(?:comments?|notes?|remarks?)|(?:.*_)?(?:file|filename|path)"
 )
 _SERIAL = re.compile(r".*_(?:id|uid|number|num|nr|no|code)")
-_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}.*")
+_DATE = re.compile(
+    r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}.*|(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _rename(columns: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Column -> (covariate name, time unit its name states)."""
     renamed = {}
     for column in columns:
-        clean = re.sub(r"[^0-9A-Za-z]+", "_", column).strip("_")
+        clean = _clean(column)
         lower = clean.lower()
         if match := _AGE.fullmatch(lower):
             renamed[column] = ("age", match["unit"] or "")
@@ -179,8 +182,13 @@ def _rename(columns: Sequence[str]) -> dict[str, tuple[str, str]]:
         if exact in columns:
             for column, (name, _) in renamed.items():
                 if name == exact and column != exact:
-                    renamed[column] = (re.sub(r"[^0-9A-Za-z]+", "_", column).strip("_"), "")
+                    renamed[column] = (_clean(column), "")
     return renamed
+
+
+def _clean(column: str) -> str:
+    """A column's name of letters of any script, digits and _."""
+    return re.sub(r"\W+", "_", column).strip("_") or "column"
 
 
 Parse = Callable[[str], Value]
@@ -240,15 +248,26 @@ def cells_number(text: str) -> Value:
 def _with_levels(
     name: str, words: Sequence[str], levels: Mapping[str, str], units: str, described: Mapping[str, Any]
 ) -> tuple[Covariate, Parse]:
+    words = [_as_level(w, levels) for w in words]
     extra = sorted(set(words) - set(levels))
     if len(levels) + len(extra) <= MAX_LEVELS or not extra:
         kind: Kind = "ordinal" if described.get("Kind") == "ordinal" else "categorical"
         declared = Covariate(name, kind, levels=(*levels, *extra))
-        return declared, declared.parse
+        return declared, lambda text: declared.parse(_as_level(text, levels))
     if all(cells.number(w) is not None for w in extra):
         # Questionnaires describe only their special codes ('999: refused'): those are missing, the rest is a number.
-        return Covariate(name, "continuous", units), lambda t: None if t.strip() in levels else cells_number(t)
+        return Covariate(
+            name, "continuous", units
+        ), lambda t: None if _as_level(t, levels) in levels else cells_number(t)
     raise _LeftOutError(f"it has {len(levels) + len(extra)} different texts")
+
+
+def _as_level(text: str, levels: Mapping[str, str]) -> str:
+    """A cell as the key of ``Levels`` that it means: tables with missing entries write the code 1 as 1.0."""
+    word = text.strip()
+    if word in levels or (number := cells.number(word)) is None or not float(number).is_integer():
+        return word
+    return str(int(number)) if str(int(number)) in levels else word
 
 
 def _text(level: Any) -> str:
@@ -256,7 +275,7 @@ def _text(level: Any) -> str:
 
 
 def _sex(text: str, levels: Mapping[str, str]) -> Value:
-    word = text.strip()
+    word = _as_level(text, levels)
     if word in levels and not cells.missing(levels[word]):
         try:
             return cells.sex(levels[word])
@@ -269,7 +288,8 @@ def _sex(text: str, levels: Mapping[str, str]) -> Value:
 
 
 def _refuse_private(column: str, words: Sequence[str]) -> None:
-    lower = re.sub(r"[^0-9a-z]+", "_", column.lower()).strip("_")
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column)  # ScanDate, SubjectID
+    lower = re.sub(r"[^0-9a-z]+", "_", apart.lower()).strip("_")
     if _PRIVATE.fullmatch(lower):
         raise _LeftOutError("its name says identifier, date or free text")
     if _SERIAL.fullmatch(lower) and len(set(words)) * 2 > len(words):

@@ -6,7 +6,10 @@ file a channel, and entries may be without label.
 Reference: http://medicaldecathlon.com
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from medgen.formats.folder import DATASET_JSON
 from medgen.formats.writer import SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
 
+VALIDATION = "validation"
 BOUND = "training_of_one_fold"
 """Cases that only some folds may see. Under a key of their own, a reader that knows no folds cannot leak them."""
 
@@ -39,12 +43,16 @@ def detect(path: Path) -> bool:
     )
 
 
-def read(path: Path, *, include_test: bool = False, texts: Sequence[str] | None = None) -> Cohort:
+def read(path: Path, *, include_test: bool = False, fold: int = 0, texts: Sequence[str] | None = None) -> Cohort:
     """Read a Decathlon dataset.
+
+    A list ``validation``, as MONAI's users write it, is the side ``val``. Where ``splits_final.json`` lies beside, as
+    in what medgen combines, cases are on the sides of one fold, and those that other folds alone use on ``test``.
 
     Args:
         path: its folder.
         include_test: read the ``test`` list, which has no labels, as the test split.
+        fold: of ``splits_final.json``.
         texts: columns of ``covariates.tsv`` that hold free words for a text encoder; none by default.
 
     Raises:
@@ -57,29 +65,41 @@ def read(path: Path, *, include_test: bool = False, texts: Sequence[str] | None 
     if len(set(channels)) < len(channels):
         raise InputError(f'{said_in}: "modality" gives two channels the same name; rename one')
     names = _label_names(content, said_in)
-    listed = [key for key in ("training", BOUND) if key == "training" or key in content]
+    sides = {"training": None, BOUND: None, VALIDATION: "val"}
     entries: list[tuple[dict[str, Any], str | None]] = [
-        (entry, None) for key in listed for entry in _entries(content, key, said_in)
+        (entry, side)
+        for key, side in sides.items()
+        if key == "training" or key in content
+        for entry in _entries(content, key, said_in)
     ]
     tests = _entries(content, "test", said_in) if "test" in content else []
     entries += [(entry, "test") for entry in tests] if include_test else []
+    read_in = [_case(path, entry, channels, split, said_in) for entry, split in entries]
     cases: dict[str, Case] = {}
-    for entry, split in entries:
-        case = _case(path, entry, channels, split, said_in)
+    for case in _told_apart(read_in, path):
         if case.case_id in cases:
             raise InputError(f"{said_in} lists an image named '{case.case_id}' twice; keep one")
         cases[case.case_id] = case
     if not cases:
         raise InputError(f'{said_in}: "training" is empty; list the images there')
     table, subjects = folder.read_covariates(path, sorted(cases), texts)
+    split = folds.split(path, fold, cases)
     notes = [*table.notes]
+    if split:
+        notes.append(f"{folds.SPLITS}: the cases are on the sides of fold {fold}; the option fold reads another")
+    elif any("fold" in entry for entry, _ in entries):
+        notes.append(f'{said_in}: "fold" of the entries is not read; write {folds.SPLITS} beside it for that')
+    known = {*sides, "test"}
+    for key, value in content.items():
+        if key not in known and isinstance(value, list) and any(isinstance(e, dict) and "image" in e for e in value):
+            notes.append(f'{said_in}: the {len(value)} entries of "{key}" are not read')
     if tests and not include_test:
         notes.append(f"{len(tests)} test images are not read; include_test reads them as the test split")
     return Cohort(
         name=str(content.get("name") or path.resolve().name),
         root=path,
         cases=tuple(
-            Case(i, subjects.get(i, i), c.images, c.label, None, table.rows[i], c.split)
+            Case(i, subjects.get(i, i), c.images, c.label, None, table.rows[i], split.get(i, c.split))
             for i, c in sorted(cases.items())
         ),
         schema=table.schema,
@@ -119,6 +139,19 @@ def _case(root: Path, entry: Mapping[str, Any], channels: list[str], split: str 
     return Case(case_id, case_id, images, (LabelFile(Source(root / label)),) if label is not None else (), split=split)
 
 
+def _told_apart(cases: Sequence[Case], root: Path) -> list[Case]:
+    """Cases whose images have the same name in different folders are called by their paths."""
+    count = Counter(case.case_id for case in cases)
+    found = []
+    for case in cases:
+        if count[case.case_id] > 1:
+            path = next(iter(case.images.values())).path.relative_to(root)
+            name = re.sub(r"[^0-9A-Za-z._-]+", "_", (path.parent / case.case_id).as_posix())
+            case = replace(case, case_id=name, subject_id=name)
+        found.append(case)
+    return found
+
+
 def _label_names(content: Mapping[str, Any], said_in: Path) -> dict[int, str]:
     labels = content.get("labels", {})
     if not isinstance(labels, dict):
@@ -144,7 +177,7 @@ class DecathlonWriter:
     """See :class:`medgen.formats.writer.Writer`. Several channels become one 4D image; labels keep their values."""
 
     def __init__(self, out: Path, info: DatasetInfo) -> None:
-        folder.check_free(out)
+        folder.check_free(out, numbered=False)
         self.out, self.info = out, info
         self._ledger = folder_ledger(out)
         self.committed, self.uncommitted = self._ledger.committed, self._ledger.uncommitted
@@ -171,6 +204,7 @@ class DecathlonWriter:
         self._ledger.rebuild(self._manifests)
 
     def _manifests(self, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+        (self.out / SIDECARS).mkdir(parents=True, exist_ok=True)  # of a dataset without a sample too
         training, bound, validates = [], [], folds.validating(self.info)
         for sample_id, sidecar in sidecars.items():
             entry = folds.entry(sidecar)

@@ -36,12 +36,15 @@ _SEQUENCES = {
     "FLAIR": r"flair|dark.?fluid",
     "ADC": r"\badc\b|apparent.?diff",
     "SWI": r"\bswi\b|suscept",
+    "T2starw": r"t2 ?(?:\*|star)|hemo|\bgre\b.*t2|t2 fl2d",
+    "T1map": r"t1 ?map|molli|t1 ?rho",
+    "T2map": r"t2 ?map",
     "DWI": r"dwi|diffusion|\bep2d_diff",
     "T1w": r"t1|mp.?rage|spgr|bravo",
     "T2w": r"t2",
     "PDw": r"\bpd\b|pdw|proton",
 }
-_CONTRAST = re.compile(r"\+c\b|\bgd\b|gado|contrast|post|\bce\b|\bkm\b")
+_CONTRAST = re.compile(r"\+ ?c\b|\bgd\b|gado|contrast|\bpost\b|\bce\b|\bkm\b")
 _LOOK_AT_FILES = 2000
 
 

@@ -15,10 +15,11 @@ from medgen.cohort.case import SUBJECT
 from medgen.cohort.schema import Schema
 from medgen.errors import InputError
 from medgen.files import inside, read_json
+from medgen.formats import cells
 from medgen.formats.bids_write import covariate_rows
 from medgen.formats.columns import Columns, covariates, describe, read_described, subjects
 from medgen.formats.tables import read_table, tsv_text
-from medgen.formats.writer import SIDECARS, DatasetInfo, refresh
+from medgen.formats.writer import LABEL_MAP, SIDECARS, DatasetInfo, refresh, refuse_others
 
 DATASET_JSON = "dataset.json"
 TABLE = "covariates.tsv"
@@ -81,6 +82,11 @@ def read_covariates(
     if not set(table) & set(case_ids):
         raise InputError(f"{path}: no case_id is the name of an image (such as {case_ids[0]}); mend the ids")
     rows = {i: table.get(i, {}) for i in case_ids}
+    lost, others = [i for i in case_ids if i not in table], sorted(set(table) - set(case_ids))
+    notes = [f"{path}: {len(lost)} cases have no row, so no covariates; for example {lost[0]}"] if lost else []
+    notes += [f"{path}: {len(others)} rows name no image and are left out, for example {others[0]}"] if others else []
+    if lost and any(not cells.missing(row.get(SUBJECT, "")) for row in rows.values()):
+        raise InputError(f"{path} says in '{SUBJECT}' who cases are of, but not of {lost[0]}; add its row")
     found = covariates(
         rows,
         said_in=path,
@@ -88,7 +94,7 @@ def read_covariates(
         skip=("case_id", SUBJECT),
         texts=texts,
     )
-    return found, subjects(rows)
+    return Columns(found.schema, found.rows, (*notes, *found.notes)), subjects(rows)
 
 
 def write_covariates(root: Path, info: DatasetInfo, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
@@ -103,14 +109,25 @@ def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
     refresh(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def check_free(root: Path) -> None:
-    """Refuse to write into a dataset that medgen did not make.
+def check_free(root: Path, *, numbered: bool) -> None:
+    """Refuse to write into what medgen did not make, or made in another format.
+
+    Args:
+        root: of the dataset.
+        numbered: whether images end in the number of their channel, as nnU-Net's do.
 
     Raises:
         InputError: naming the folder.
     """
-    if (root / DATASET_JSON).exists() and not (root / SIDECARS).is_dir():
-        raise InputError(f"{root} holds another dataset already ({DATASET_JSON}); choose an empty folder")
-    images = root / "imagesTr"
-    if images.is_dir() and any(images.iterdir()) and not (root / SIDECARS).is_dir():
-        raise InputError(f"{root} holds images that medgen did not write; choose an empty folder")
+    if not (root / SIDECARS).is_dir():
+        refuse_others(root)
+        return
+    if (root / "dataset_description.json").exists():
+        raise InputError(f"{root} holds a BIDS dataset too; choose an empty folder")
+    for path in sorted((root / SIDECARS).glob("*.json")):
+        record = read_json(path)
+        if path.name != LABEL_MAP and record.get("files"):
+            first = str(record["files"][0])
+            if first.endswith(f"/{record.get('sample_id')}_0000.nii.gz") != numbered:
+                raise InputError(f"{root} holds samples in another format already; choose an empty folder")
+            return

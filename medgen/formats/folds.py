@@ -5,15 +5,18 @@ that (whoever trains fold 1 takes every case of another number), so each fold ha
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from medgen.errors import InputError
+from medgen.files import read_json
 from medgen.formats.writer import DatasetInfo, refresh
 
 SPLITS = "splits_final.json"
 DATALIST = "datalist_fold{}.json"
 NEVER = -1
+_SIDES = ("train", "val")
 
 Sidecars = Mapping[str, Mapping[str, Any]]
 
@@ -78,3 +81,46 @@ def told(info: DatasetInfo, sidecars: Sidecars) -> str:
         f"{real} real cases and {len(sidecars) - real} synthetic ones made by medgen; a synthetic case belongs into "
         f"the training of its own fold only, see {SPLITS}"
     )
+
+
+def split(root: Path, fold: int, cases: Collection[str], name: Callable[[str], str] = str) -> dict[str, str]:
+    """The side of each case in a fold of ``splits_final.json``; empty where there is no such file.
+
+    Args:
+        root: of the dataset.
+        fold: its number, from 0.
+        cases: ids of the dataset's.
+        name: what the file calls a case -> its id.
+
+    Raises:
+        InputError: no such fold, or a case that is not there.
+    """
+    path = root / SPLITS
+    if not path.is_file():
+        return {}
+    found = [{side: [name(i) for i in ids] for side, ids in one.items()} for one in read_splits(path)]
+    if not 0 <= fold < len(found):
+        raise InputError(f"{path} has {len(found)} folds; there is no fold {fold}")
+    sides = {i: side for side, ids in found[fold].items() for i in ids}
+    if unknown := sorted(set(sides) - set(cases)):
+        raise InputError(f"{path} names '{unknown[0]}', which is no case of the dataset; make it again")
+    # A synthetic case of another fold may come from a model that has seen what validates here.
+    elsewhere = {i for other in found for ids in other.values() for i in ids} & set(cases)
+    return dict.fromkeys(elsewhere, "test") | sides
+
+
+def read_splits(path: Path) -> list[dict[str, tuple[str, ...]]]:
+    """nnU-Net's ``splits_final.json``: folds of case ids, each ``{"train": ids, "val": ids}``.
+
+    Raises:
+        InputError: not such a list, or a case on both sides of a fold.
+    """
+    said = read_json(path)
+    shaped = isinstance(said, list) and said
+    if not shaped or not all(isinstance(f, dict) and all(isinstance(f.get(s), list) for s in _SIDES) for f in said):
+        raise InputError(f'{path} must be a list of folds with "train" and "val"; make it again with nnU-Net')
+    found = [{side: tuple(str(i) for i in fold[side]) for side in _SIDES} for fold in said]
+    for number, fold in enumerate(found):
+        if set(fold["train"]) & set(fold["val"]):
+            raise InputError(f"{path}: fold {number} has a case on both sides; make it again with nnU-Net")
+    return found

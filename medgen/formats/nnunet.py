@@ -12,14 +12,12 @@ import numpy as np
 from medgen.cohort.case import Case, Cohort, LabelFile, Source
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
-from medgen.files import inside, read_json
+from medgen.files import inside
 from medgen.formats import folder, folds
 from medgen.formats.cells import safe_name
 from medgen.formats.folder import DATASET_JSON
 from medgen.formats.writer import LABEL_MAP, SIDECARS, DatasetInfo, Writer, check_sample, folder_ledger
 from medgen.volume import Volume, write_volume
-
-_SIDES = ("train", "val")
 
 
 def detect(path: Path) -> bool:
@@ -64,7 +62,7 @@ def read(path: Path, *, include_test: bool = False, fold: int = 0, texts: Sequen
         raise InputError(f"{path}: case '{twice[0]}' is in imagesTr and in imagesTs; remove one")
     if not images:
         raise InputError(f"{path / 'imagesTr'} holds no images such as case_0000{ending}")
-    split = _split(path, fold, images) | {i: "test" for i in tests}
+    split = folds.split(path, fold, images) | {i: "test" for i in tests}
     everything = images | tests
     table, subjects = folder.read_covariates(path, sorted(everything), texts)
     labels = _labels(path, "labelsTr", ending) | (_labels(path, "labelsTs", ending) if include_test else {})
@@ -143,38 +141,6 @@ def _labels(root: Path, name: str, ending: str) -> dict[str, Source]:
     return labels
 
 
-def _split(root: Path, fold: int, images: Mapping[str, Any]) -> dict[str, str]:
-    path = root / folds.SPLITS
-    if not path.is_file():
-        return {}
-    found = read_splits(path)
-    if not 0 <= fold < len(found):
-        raise InputError(f"{path} has {len(found)} folds; there is no fold {fold}")
-    split = {i: side for side, ids in found[fold].items() for i in ids}
-    if unknown := sorted(set(split) - set(images)):
-        raise InputError(f"{path} names '{unknown[0]}', which is not in imagesTr; make it again with nnU-Net")
-    # A synthetic case of another fold may come from a model that has seen what validates here.
-    elsewhere = {i for other in found for ids in other.values() for i in ids} & set(images)
-    return dict.fromkeys(elsewhere, "test") | split
-
-
-def read_splits(path: Path) -> list[dict[str, tuple[str, ...]]]:
-    """nnU-Net's ``splits_final.json``: folds of case ids, each ``{"train": ids, "val": ids}``.
-
-    Raises:
-        InputError: not such a list, or a case on both sides of a fold.
-    """
-    said = read_json(path)
-    shaped = isinstance(said, list) and said
-    if not shaped or not all(isinstance(f, dict) and all(isinstance(f.get(s), list) for s in _SIDES) for f in said):
-        raise InputError(f'{path} must be a list of folds with "train" and "val"; make it again with nnU-Net')
-    found = [{side: tuple(str(i) for i in fold[side]) for side in _SIDES} for fold in said]
-    for number, fold in enumerate(found):
-        if set(fold["train"]) & set(fold["val"]):
-            raise InputError(f"{path}: fold {number} has a case on both sides; make it again with nnU-Net")
-    return found
-
-
 def open(out: Path, info: DatasetInfo) -> Writer:
     """Open an nnU-Net v2 raw dataset for writing.
 
@@ -191,7 +157,7 @@ class NnunetWriter:
     """
 
     def __init__(self, out: Path, info: DatasetInfo) -> None:
-        folder.check_free(out)
+        folder.check_free(out, numbered=True)
         self.out, self.info = out, info
         self.to_consecutive = {value: i for i, value in enumerate(sorted(info.label_names), start=1)}
         self._ledger = folder_ledger(out, numbered=True)
@@ -224,6 +190,7 @@ class NnunetWriter:
         self._ledger.rebuild(self._manifests)
 
     def _manifests(self, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+        folder.write_manifest(self.out / SIDECARS / LABEL_MAP, {"labels": self._mapping})
         labels = {self.info.label_names[value]: new for value, new in self.to_consecutive.items()}
         content = {
             "name": self.info.name,

@@ -4,10 +4,11 @@ Column rules (names are compared in lower case):
 
 - ``image`` or ``path``: the image of a cohort with one channel, called ``image``. ``t1w_path``, ``flair_path``, ...:
   one image a channel, called by what stands before ``_path`` as written. An empty cell is a missing channel.
-- ``label`` (or ``label_path``, ``seg``): an integer label map. ``label_3``: a mask whose non-zero voxels get label 3.
-  ``label_lesion``: a mask of a structure, numbered in column order after the highest number above; not together with an
-  integer label map, whose numbers a table does not know. Later columns lie over earlier ones.
-- ``mask`` (or ``mask_path``): a foreground mask.
+- ``label`` (or ``seg``, ``segmentation``; with or without ``_path``): an integer label map. ``label_3``: a mask whose
+  non-zero voxels get label 3. ``label_lesion``: a mask of a structure, numbered in column order after the highest
+  number above; not together with an integer label map, whose numbers a table does not know. Later columns lie over
+  earlier ones.
+- ``mask`` (or ``brain_mask``; with or without ``_path``): a foreground mask.
 - ``case`` (or ``case_id``): unique; the first image's file name by default, and ``case0001``, ... where that repeats.
 - ``subject`` (or ``subject_id``, ``participant_id``, ``patient_id``): the case by default.
 - ``split``: train, val or test.
@@ -17,6 +18,7 @@ Paths are relative to the table's folder, or to ``root``, and must stay inside i
 that holds one DICOM series. Label names are read from ``dseg.tsv`` beside the table.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,9 +31,10 @@ from medgen.formats.folder import stem
 from medgen.formats.tables import Table, read_label_names, read_table
 
 _ENDINGS = (".csv", ".tsv")
-_IMAGE = ("image", "path", "image_path", "img")
-_LABEL = ("label", "label_path", "seg", "seg_path", "segmentation")
-_MASK = ("mask", "mask_path", "brain_mask")
+_IMAGE = ("image", "path", "image_path", "img", "img_path")
+_LABEL = ("label", "label_path", "seg", "seg_path", "segmentation", "segmentation_path", "labelmap", "labelmap_path")
+_MASK = ("mask", "mask_path", "brain_mask", "brain_mask_path", "brainmask", "brainmask_path")
+_NO_CHANNEL = re.compile(r"(^|[^a-z])(seg|dseg|aseg|segmentation|labels?|masks?|lesions?|roi)([^a-z]|$)")
 _CASE = ("case", "case_id")
 _SUBJECT = ("subject", "subject_id", "participant_id", "patient_id", "patient")
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -145,6 +148,12 @@ def _image_columns(table: Table) -> dict[str, str]:
         for c in table.columns
         if c.lower().endswith("_path") and c.lower() not in taken and not c.lower().startswith("label_")
     }
+    for channel, column in named.items():
+        if _NO_CHANNEL.search(channel.lower()):
+            raise InputError(
+                f"{table.path}: is '{column}' a label map or an image? Call a label map 'label', a mask of one "
+                "structure 'label_<name>', a foreground mask 'mask', and an image by its sequence"
+            )
     single = _one(table, _IMAGE)
     return ({"image": single} if single else {}) | named
 

@@ -155,6 +155,33 @@ def folder_ledger(root: Path, *, numbered: bool = False) -> Ledger:
 
 SIDECARS = "medgen_sidecars"
 LABEL_MAP = "label_map.json"
+# What any format writes beside samples, and what makes a folder a dataset in somebody's eyes.
+_OF_A_DATASET = (
+    "README*",
+    "dataset*.json",
+    "participants.*",
+    "covariates.*",
+    "dseg.tsv",
+    "sub-*",
+    "images*",
+    "labels*",
+    ".bidsignore",
+    "splits_final.json",
+    SIDECARS,
+)
+
+
+def refuse_others(root: Path) -> None:
+    """Refuse a folder that holds a dataset, or a file that one would be written over.
+
+    Raises:
+        InputError: naming what is there.
+    """
+    found = next((p for pattern in _OF_A_DATASET for p in sorted(root.glob(pattern))), None)
+    if found is not None:
+        raise InputError(
+            f"{root} holds another dataset or a part of one already ({found.name}); choose an empty folder"
+        )
 
 
 def check_sample(sample: Sample, info: DatasetInfo, *, all_channels: bool = False, own_ids: bool = False) -> None:

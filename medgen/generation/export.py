@@ -7,8 +7,7 @@ from typing import Any, Literal
 from medgen.cohort.sample import Sample
 from medgen.errors import InputError
 from medgen.formats.detect import open_writer, read_cohort
-from medgen.formats.folds import SPLITS
-from medgen.formats.nnunet import read_splits
+from medgen.formats.folds import SPLITS, read_splits
 from medgen.generation.dataset import dataset_info
 from medgen.generation.generator import Generator
 

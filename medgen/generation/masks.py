@@ -121,6 +121,7 @@ class GivenMasks:
 
             load = prepared
         else:
+            check_given(path, spec.label_values)
             files = _label_files(path)
 
             def from_file(number: int) -> np.ndarray:
@@ -211,6 +212,23 @@ class EditedMasks:
         return {**self.source.recorded(), "edits": edits.recorded(self.steps)}
 
 
+def check_given(path: Path, values: Sequence[int]) -> None:
+    """Refuse label files of which one cannot be followed: each is read once, so that none stops a dataset half way.
+
+    Args:
+        path: a label file, or a folder of them; a ``prepared`` folder is not looked at.
+        values: label values that the model knows.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for file in () if (path / INDEX).is_file() else _label_files(path):
+        found = np.unique(read_volume(file, label=True).data)
+        _refuse_strange(found, values, file)
+        if not (found != 0).any():
+            raise InputError(f"{file} labels nothing, so no image can follow it; leave it out")
+
+
 def given_identity(path: Path) -> str:
     """Digest of the label maps that a path names, without reading them.
 
@@ -258,11 +276,15 @@ def placed_mask(path: Path, spec: ModelSpec) -> np.ndarray:
 def _known(data: np.ndarray, values: Sequence[int] | None, spec: ModelSpec, path: Path) -> np.ndarray:
     """Label values, or ids of the values given, as the model's ids."""
     original = data if values is None else np.asarray(values)[data]
-    strange = sorted(set(np.unique(original).tolist()) - set(spec.label_values))
-    if strange:
-        known = ", ".join(map(str, spec.label_values))
-        raise InputError(f"{path} holds the label value {strange[0]}, which the model does not know (it knows {known})")
+    _refuse_strange(np.unique(original), spec.label_values, path)
     return label_ids(original, spec.label_values)
+
+
+def _refuse_strange(found: np.ndarray, values: Sequence[int], path: Path) -> None:
+    strange = sorted(set(found.tolist()) - set(values))
+    if strange:
+        known = ", ".join(map(str, values))
+        raise InputError(f"{path} holds the label value {strange[0]}, which the model does not know (it knows {known})")
 
 
 def _of_prepared(path: Path, store: Prepared, spec: ModelSpec) -> list[int]:

@@ -17,6 +17,7 @@ from medgen.models.seam import Noise
 from medgen.registry import check_options, resolve
 from medgen.stages.run import Run, distillation, with_known
 from medgen.steering import chain
+from medgen.store.prepared import INDEX
 from medgen.training.precision import device_of
 
 
@@ -45,6 +46,11 @@ def check(run: Run) -> None:
     edits.check(c.generate.edits)
     if c.generate.masks is not None and not c.generate.masks.expanduser().exists():
         raise InputError(f"generate.masks {c.generate.masks} does not exist; name label maps, or remove the key")
+    if c.generate.masks is not None and c.data.folds is not None and (c.generate.masks.expanduser() / INDEX).is_file():
+        raise InputError(
+            f"generate.masks {c.generate.masks} is a prepared cohort, whose label maps would reach folds that hold "
+            "them out; remove the key, or give label files of other patients"
+        )
     run.gate_setting().check()
     resolve("formats", c.generate.format, "open")
     if run.phantom is None and not run.root.exists():

@@ -7,13 +7,14 @@ import torch
 
 from medgen.config import AutoencoderConfig
 from medgen.evaluation import codec_quality
+from medgen.generation.masks import check_given
 from medgen.generation.model import build_codec
 from medgen.models.codec import Codec
 from medgen.models.perceptual import load_perceptual
 from medgen.stages import quality as gate
 from medgen.stages.ancestor import check_ancestor, is_frozen, start_codec
 from medgen.stages.conditions import check_requests
-from medgen.stages.masks import codec_labels
+from medgen.stages.masks import codec_labels, follows_masks
 from medgen.stages.run import Run, schedule_of
 from medgen.store.augment import Augmentation
 from medgen.store.centres import Chances
@@ -38,6 +39,9 @@ def autoencoder(run: Run) -> None:
     # Refused here, and not after a long training: what later stages cannot do.
     check_requests(run)
     gate.thresholds(run)
+    gate.check_sides(run)
+    if follows_masks(run) and run.config.generate.masks is not None:
+        check_given(run.config.generate.masks.expanduser(), run.store.label_values)
     check_ancestor(run)
     codec = start_codec(run, _fresh_codec(run))
     if is_frozen(run):

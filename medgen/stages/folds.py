@@ -9,7 +9,7 @@ from medgen.cohort import splits
 from medgen.cohort.case import Cohort
 from medgen.errors import InputError
 from medgen.files import read_json, write_json
-from medgen.formats.nnunet import read_splits
+from medgen.formats.folds import read_splits
 from medgen.generation.combine import Combined, Part, combine
 from medgen.generation.dataset import info_of
 from medgen.generation.model import read_spec

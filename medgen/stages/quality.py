@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from medgen.edit.mirror import sided_names
 from medgen.errors import BoundError, InputError
 from medgen.evaluation import codec_quality
 from medgen.evaluation.codec_quality import Thresholds
@@ -27,6 +28,24 @@ def thresholds(run: Run) -> Thresholds:
     if bounds.about_labels() and not known:
         raise InputError(f"autoencoder.accept.{bounds.about_labels()[0]}: the cohort has no labels; remove the key")
     return bounds
+
+
+def check_sides(run: Run) -> None:
+    """Refuse to mirror a cohort whose labels have sides: what is called left would be learnt on both.
+
+    Raises:
+        InputError: naming the key and a label.
+    """
+    c = run.config
+    sections = {"autoencoder": c.autoencoder.augment, "latents": c.latents.augment}
+    keys = [f"{key}.augment.flip" for key, section in sections.items() if 0 in (section.values() or {}).get("flip", ())]
+    keys += ["latents.mirror"] if c.latents.mirror else []
+    with_side = sided_names(run.store.label_names[1:])
+    if keys and with_side:
+        raise InputError(
+            f"{keys[0]} turns left into right, and the label '{with_side[0]}' has a side; leave the key out, or give "
+            "both sides one label"
+        )
 
 
 def figures(run: Run) -> Mapping[str, Any]:

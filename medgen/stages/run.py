@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from medgen.config import Config, DistilConfig, PhantomConfig, TrainingConfig
+from medgen.errors import InputError
 from medgen.generation import distil
 from medgen.generation.gates.setting import Setting
 from medgen.generation.model import Kind, LoadedModel, load_model, read_spec
@@ -162,8 +163,24 @@ class Run:
     @property
     def store(self) -> Prepared:
         """The prepared cohort, with the labels that stage segmented made where there are such."""
-        made = self.known_store is None and self.config.data.unlabelled == "segment"
-        return self._segmented if made and (self.folder / SEGMENTED / INDEX).is_file() else self.prepared
+        there = self.known_store is None and (self.folder / SEGMENTED / INDEX).is_file()
+        # What an earlier cohort lacked says nothing of one in which every case has its label by now.
+        return self._segmented if there and self.lacks_labels else self.prepared
+
+    @property
+    def lacks_labels(self) -> bool:
+        """Whether the config asks for labels where cases have none, and some training case has one and some has none.
+
+        Raises:
+            InputError: it is asked for, and no training case has a label to learn from.
+        """
+        if self.config.data.unlabelled != "segment":
+            return False
+        store = self.prepared
+        labelled = {store.cases[i].has_label for i in store.indices("train")}
+        if True not in labelled:
+            raise InputError("data.unlabelled: segment needs labelled training cases to learn from, and there is none")
+        return False in labelled
 
     @cached_property
     def _segmented(self) -> Prepared:

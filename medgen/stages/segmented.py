@@ -9,27 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from medgen.cohort.schema import volume_column
-from medgen.errors import InputError
 from medgen.files import atomic, read_json, remove_partials, write_json
 from medgen.prepare.grid import GeometryRecord
 from medgen.segment.train import train_on
 from medgen.stages.run import SEGMENTED, Run
 from medgen.store.prepared import INDEX, Prepared
-
-
-def needed(run: Run) -> bool:
-    """Whether the config asks for it, and some training case has a label and some has none.
-
-    Raises:
-        InputError: it is asked for, and no training case has a label to learn from.
-    """
-    if run.config.data.unlabelled != "segment":
-        return False
-    store = run.prepared
-    labelled = {store.cases[i].has_label for i in store.indices("train")}
-    if True not in labelled:
-        raise InputError("data.unlabelled: segment needs labelled training cases to learn from, and there is none")
-    return False in labelled
 
 
 def segmented(run: Run) -> None:

@@ -4,6 +4,7 @@ A stage's hash covers its part of the config, its version and the hashes of the 
 another hash is never overwritten: it is set aside in ``stale/`` and comes back when its config does.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,17 +85,19 @@ def run_stage(run: Run, stage: Stage, state: dict[str, Any], hashes: Mapping[str
         world().agree(0.0)
         return str(before["result"])
     if before and not same and folder.exists() and not stage.keeps:
-        _set_aside(run.folder, stage.name, f"{before['hash']}-{before.get('extent', 0)}")
+        _set_aside(run.folder, stage.name, _key(before["hash"], before.get("extent", 0), before.get("made", 0)))
     elif done and folder.exists() and not stage.keeps:
         _set_aside(run.folder, stage.name, "incomplete")  # what is left of it would be taken for what to go on from
     # What is made again after it was lost is not what it was: a training that ends by the clock never repeats.
-    made = (before.get("made", 0) if same else 0) + done
+    kept = _kept(run.folder, stage.name, mine, extent)
+    made = before.get("made", 0) + done if same else max(kept, default=0)
     told = {"hash": mine, "extent": extent, **({"made": made} if made else {})}
     # In this order a kill at any point leaves a state that does not call another config's result finished.
     state[stage.name] = {**told, "finished": False}
     readers = [] if same and not done else _mark_readers(state, stage.name, table)
     write_json(run.folder / STATE, state)
-    _bring_back(run.folder, stage.name, f"{mine}-{extent}")
+    if made in kept:
+        _bring_back(run.folder, stage.name, kept[made])
     start = time.monotonic()
     if stage.together:
         world().agree(1.0)
@@ -136,7 +139,21 @@ def _set_aside(run_folder: Path, name: str, key: str) -> None:
     (run_folder / name).rename(target)
 
 
-def _bring_back(run_folder: Path, name: str, key: str) -> None:
-    source = run_folder / "stale" / f"{name}-{key}"
-    if source.exists() and not (run_folder / name).exists():
+def _key(identity: str, extent: int, made: int) -> str:
+    """Of a folder that is set aside; what was made again after a loss is told from what it was."""
+    return f"{identity}-{extent}" + (f"-again-{made}" if made else "")
+
+
+def _kept(run_folder: Path, name: str, identity: str, extent: int) -> dict[int, Path]:
+    """What was set aside of a stage with that hash: how often it had been made again -> folder."""
+    stem = f"{name}-{_key(identity, extent, 0)}"
+    found = {}
+    for path in (run_folder / "stale").glob(f"{stem}*"):
+        if match := re.fullmatch(r"(?:-again-(\d+))?", path.name.removeprefix(stem)):
+            found[int(match[1] or 0)] = path
+    return found
+
+
+def _bring_back(run_folder: Path, name: str, source: Path) -> None:
+    if not (run_folder / name).exists():
         source.rename(run_folder / name)

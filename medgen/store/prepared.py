@@ -138,7 +138,9 @@ class Prepared:
         Args:
             folder: of ``index.json``, which has the volume columns of each case key, and of the label ids.
         """
-        volumes = read_json(folder / INDEX)["volumes_ml"]
+        told = read_json(folder / INDEX)["volumes_ml"]
+        # A case's own label comes before any that was made for it, or for another under its key.
+        volumes = {case.key: told[case.key] for case in self.cases if case.key in told and not case.has_label}
         cases = tuple(
             replace(case, has_label=True, covariates={**case.covariates, **volumes[case.key]})
             if case.key in volumes

@@ -139,4 +139,6 @@ def test_a_mirror_swaps_sides_and_refuses_what_it_would_confuse():
     assert mirror.edit(sided, {}, RNG, chance=0.0, swap=pairs) is sided
     with pytest.raises(InputError, match="has a side"):
         mirror.edit(sided, {}, RNG)
+    names = ["LeftHippocampus", "HippocampusLeft", "CSFRight", "ctx-lh-cuneus", "putamen_R"]
+    assert mirror.sided_names([*names, "Bright", "leftover", "ventricles", "GM"]) == names
     assert mirror.edit(ball(), {}, RNG, chance=1.0).ids.shape == ball().ids.shape

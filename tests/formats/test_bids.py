@@ -155,3 +155,20 @@ def test_roi_named_by_desc_and_foreground_as_label_when_asked(tmp_path: Path) ->
     label_at(other / "derivatives/m/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
     assert not read_cohort(other).cases[0].has_label
     assert read_cohort(other, label_suffix="mask").label_names == {1: "brain"}
+
+
+def test_sessions_that_tables_do_not_name_are_told(tmp_path: Path) -> None:
+    """Spreadsheets take the zero from 01; what is said of sessions is then of none of them."""
+    root = bids(tmp_path, ())
+    for ses in ("01", "02"):
+        image_at(root / f"sub-a/ses-{ses}/anat/sub-a_ses-{ses}_T1w.nii.gz")
+        image_at(root / f"sub-b/ses-{ses}/anat/sub-b_ses-{ses}_T1w.nii.gz")
+    rows = "sub-a\t1\t30\nsub-a\t2\t31\nsub-b\tn/a\t50\n"
+    text_at(root / "participants.tsv", f"participant_id\tsession_id\tage\n{rows}")
+    text_at(root / "sub-b/sub-b_sessions.tsv", "session_id\tweight\nses-1\t70\nses-02\t71\n")
+    cohort = read_cohort(root)
+    told = " ".join(cohort.notes)
+    assert "2 sessions of subjects that it knows have no row there, for example ses-01 of sub-a" in told
+    assert "sub-b_sessions.tsv: 1 sessions" in told
+    assert [c.covariates["age"] for c in cohort.cases] == [None, None, 50, 50]
+    assert [c.covariates["weight"] for c in cohort.cases] == [None, None, None, 71]

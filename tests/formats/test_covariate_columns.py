@@ -144,3 +144,33 @@ def test_label_names(tmp_path: Path) -> None:
     for content, said in (("index\tlabel\n", "'name'"), ("index\tname\nx\ta\n", "integer"), ("name\na\n", "'index'")):
         with pytest.raises(InputError, match=said):
             read_label_names(text_at(path, content))
+
+
+def test_codes_that_a_table_wrote_as_floats_are_their_levels() -> None:
+    """pandas does so where entries are missing; without this, 2.0 would be a woman and 1.0 a man, said or not."""
+    described = {"sex": {"Levels": {"1": "Female", "2": "Male"}}, "group": {"Levels": {"1": "ill", "2": "well"}}}
+    found = read(described, sex=["1.0", "", "2.0"], group=["1.0", "n/a", "2.0"])
+    assert values(found, "sex") == ["F", None, "M"]
+    assert found.schema["group"].levels == ("1", "2") and values(found, "group") == ["1", None, "2"]
+    coded = {"drinks": {"Levels": {str(c): "refused" for c in range(990, 1030)}}}
+    assert values(read(coded, drinks=["999.0", "12.5"]), "drinks") == [None, 12.5]
+
+
+@pytest.mark.parametrize("name", ["pid", "RID", "PTID", "subject", "SubjectID", "uid", "ScanDate", "date_of_scan"])
+def test_numbers_that_say_who_or_when_are_no_covariates(name: str) -> None:
+    found = read(**{name: ["4711", "4726", "4730"], "x": ["1", "2", "3"]})
+    assert found.schema.names == ("x",) and name in found.notes[0]
+
+
+def test_days_without_separators_are_dates() -> None:
+    found = read(visit=["20190412", "20190113", "n/a"], x=["20", "19", "18"])
+    assert found.schema.names == ("x",) and "it holds dates" in found.notes[0]
+
+
+def test_names_of_any_script_stay_apart() -> None:
+    assert read(**{"年齢": ["40", "50"], "型": ["1", "3"], "Größe (cm)": ["170", "180"]}).schema.names == (
+        "年齢",
+        "型",
+        "Größe_cm",
+    )
+    assert read(**{"%": ["40", "50"]}).schema.names == ("column",)

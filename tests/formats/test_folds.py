@@ -83,3 +83,23 @@ def test_who_knows_no_folds_sees_no_synthetic_case_of_one(tmp_path: Path) -> Non
 def test_only_real_cases_keep_their_own_ids(kind: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="letters and digits"):
         open_writer(kind, tmp_path, MIXED).write(sample(name))
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "decathlon", "bids"])
+def test_medgens_own_reader_keeps_to_a_fold(kind: str, tmp_path: Path) -> None:
+    """A model of all synthetic cases would have learnt, through them, from the patients that it is measured on."""
+    out = tmp_path / "out"
+    if kind == "bids":
+        plain = ({"train": ("pat1", "fold1syn0"), "val": ("pat2",)}, {"train": ("pat2", "fold2syn0"), "val": ("pat1",)})
+        info = replace(INFO, real=frozenset({"pat1", "pat2"}), splits=plain)
+        writer = open_writer(kind, out, info)
+        for i, name in enumerate(("pat1", "pat2", "fold1syn0", "fold2syn0")):
+            writer.write(sample(name, i))
+        writer.close()
+    else:
+        written(kind, out)
+    for fold, (own, other) in enumerate((("fold1syn0", "fold2syn0"), ("fold2syn0", "fold1syn0"))):
+        cohort = read_cohort(out, fold=fold)
+        sides = {c.case_id.removeprefix("sub-"): c.split for c in cohort.cases}
+        assert (sides[own], sides[other]) == ("train", "test") and "val" in sides.values()
+    assert all(c.split for c in read_cohort(out).cases), "also where nothing is said"

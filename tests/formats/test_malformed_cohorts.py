@@ -120,7 +120,7 @@ FAULTS: dict[str, tuple[Make, str]] = {
     "decathlon empty training": (lambda p: decathlon(p, training=[]), '"training" is empty'),
     "decathlon no image": (lambda p: decathlon(p, training=[{"label": "x"}]), 'needs "image"'),
     "decathlon image a number": (lambda p: decathlon(p, training=[{"image": 3}]), 'needs "image"'),
-    "decathlon image twice": (lambda p: decathlon(p, training=["imagesTr/x.nii.gz"] * 2), "'x' twice"),
+    "decathlon image twice": (lambda p: decathlon(p, training=["imagesTr/x.nii.gz"] * 2), "_x' twice"),
     "decathlon image gone": (lambda p: decathlon(p, training=["imagesTr/q.nii.gz"]), "does not exist under"),
     "decathlon not nifti": (lambda p: decathlon(p, training=["imagesTr/x.mha"]), "convert it"),
     "decathlon path leaves": (

@@ -8,6 +8,7 @@ from medgen.cohort.case import Case, Source
 from medgen.cohort.load import load_case, load_image
 from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
+from medgen.formats.dicom import _sequence
 
 SECRET = "Zyxwv"
 
@@ -140,3 +141,32 @@ def test_dicom_faults(tmp_path: Path) -> None:
     for read in (read_cohort, lambda p: load_case(Case("k", "k", {"CT": Source(p)}), ("CT",))):
         with pytest.raises(InputError, match=f"{half.name} is a DICOM file that cannot be read"):
             read(tmp_path / "a/x")
+
+
+def test_labels_and_masks_are_known_with_path_in_their_names(tmp_path: Path) -> None:
+    image_at(tmp_path / "i.nii.gz"), label_at(tmp_path / "l.nii.gz"), label_at(tmp_path / "m.nii.gz")
+    text_at(tmp_path / "list.csv", "t1w_path,segmentation_path,brain_mask_path\ni.nii.gz,l.nii.gz,m.nii.gz\n")
+    case = read_cohort(tmp_path).cases[0]
+    assert (list(case.images), case.has_label, case.mask is not None) == (["t1w"], True, True)
+    text_at(tmp_path / "list.csv", "t1w_path,lesion_mask_path\ni.nii.gz,l.nii.gz\n")
+    with pytest.raises(InputError, match="is 'lesion_mask_path' a label map or an image"):
+        read_cohort(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("description", "channel"),
+    [
+        ("T1 MPRAGE sag", "T1w"),
+        ("T2* GRE", "T2starw"),
+        ("t2_star", "T2starw"),
+        ("t2_fl2d_tra_hemo", "T2starw"),
+        ("t2_tse", "T2w"),
+        ("T1 map MOLLI", "T1map"),
+        ("Ax T2 posterior fossa", "T2w"),
+        ("T1 postop", "T1w"),
+        ("T1 post", "T1w_ce"),
+        ("t1_mprage +C", "T1w_ce"),
+    ],
+)
+def test_series_that_only_sound_alike_are_told_apart(description: str, channel: str) -> None:
+    assert _sequence(description) == channel

@@ -190,3 +190,38 @@ def test_bids_layout(tmp_path: Path) -> None:
     for channels in (("a b", "ab"), ("dseg",), ("!",)):
         with pytest.raises(InputError, match="distinct BIDS file names"):
             open_writer("bids", tmp_path / "x", DatasetInfo("s", channels, {}, Schema(), {}))
+
+
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
+def test_a_dataset_is_not_gone_on_with_in_another_format(first: str, second: str, tmp_path: Path) -> None:
+    """Its labels are numbered otherwise there: the same file would say another structure."""
+    writer = open_writer(first, tmp_path, INFO)
+    writer.write(sample("a"))
+    writer.close()
+    before = snapshot(tmp_path)
+    if first == second:
+        assert open_writer(second, tmp_path, INFO).committed() == {"a"}
+    else:
+        with pytest.raises(InputError, match="choose an empty folder"):
+            open_writer(second, tmp_path, INFO)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", ["README.md", "participants.tsv", "sub-01/anat/x.nii.gz", "imagesTr/a.nii.gz"])
+def test_files_of_others_are_not_written_over(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="choose an empty folder"):
+        open_writer(kind, tmp_path, INFO)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_dataset_without_a_sample_is_gone_on_with(kind: str, tmp_path: Path) -> None:
+    open_writer(kind, tmp_path / "out", INFO).close()
+    again = open_writer(kind, tmp_path / "out", INFO)
+    again.write(sample("a"))
+    again.close()
+    assert len(read_cohort(tmp_path / "out").cases) == 1

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from medgen.generation.generator import Generator
 from medgen.generation.masks import placed_mask
 from medgen.generation.model import read_spec
 from medgen.sampling.noise import Key
+from medgen.stages.quality import check_sides
 from medgen.stages.run import Fold, Run
 from medgen.store.prepared import Prepared
 from medgen.volume import Volume, write_volume
@@ -282,3 +284,51 @@ def test_cases_without_a_label_can_be_segmented_first(tiny_run, tmp_path):
     again = Run(cfg, tmp_path / "again", lambda *_: None, fold=replace(fold, shared=poisoned))
     pipeline._run_stages(again, pipeline.STAGES, "segmented")
     assert (tmp_path / "again" / "segmented" / "segmenter" / "segmenter.safetensors").read_bytes() == segmenter
+
+
+def test_a_label_that_a_case_has_by_now_is_not_replaced_by_one_that_was_made_for_it(tiny_run, tmp_path):
+    fold, _ = view(tiny_run, tmp_path, 0.5)
+    raw = copy.deepcopy(TINY)
+    raw["data"] |= {"unlabelled": "segment", "segmenter_steps": 1}
+    cfg = config.build(raw, "test")
+    first = Run(cfg, tmp_path / "run", lambda *_: None, fold=fold)
+    pipeline._run_stages(first, pipeline.STAGES, "segmented")
+    assert (tmp_path / "run" / "segmented" / "index.json").is_file() and first.lacks_labels
+    labelled = Run(cfg, tmp_path / "run", lambda *_: None, fold=replace(fold, hidden=frozenset()))
+    pipeline._run_stages(labelled, pipeline.STAGES, "segmented")
+    assert not labelled.lacks_labels
+    whole = Prepared.open(tiny_run / "prepared")
+    stale = labelled.prepared.labelled_by(tmp_path / "run" / "segmented")
+    for store in (labelled.store, stale):
+        for i, case in enumerate(store.cases):
+            assert np.array_equal(store.label(i), whole.label(i)) and case.covariates == whole.cases[i].covariates
+
+
+def test_one_label_map_that_cannot_be_followed_is_refused_before_any_is(finished, generator, tmp_path):
+    store = Prepared.open(finished / "prepared")
+    ids = np.array(store.label(0))
+    for name, data in (("a", ids), ("b", np.where(ids == 1, 77, ids)), ("c", ids * 0)):
+        nib.save(nib.Nifti1Image(data.astype(np.uint8), np.diag([*store.spacing_mm, 1.0])), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(InputError, match=r"b\.nii\.gz holds the label value 77"):
+        given(generator, tmp_path)
+    (tmp_path / "b.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"c\.nii\.gz labels nothing"):
+        given(generator, tmp_path)
+
+
+def test_folds_are_not_given_the_label_maps_of_the_whole_cohort(finished, tmp_path):
+    raw = copy.deepcopy(TINY)
+    raw |= {"pairs": "mask", "data": {**raw["data"], "folds": 2}}
+    raw["generate"] = {**raw["generate"], "masks": str(finished / "prepared")}
+    with pytest.raises(InputError, match="would reach folds that hold them out"):
+        pipeline.run_experiment(config.build(raw, "test"), folder=tmp_path)
+
+
+def test_labels_with_sides_are_not_mirrored(tiny_run, tmp_path):
+    store = Prepared.open(tiny_run / "prepared")
+    sided = replace(store, label_names=("background", "LeftPart", *store.label_names[2:]))
+    for section in ({"latents": {"mirror": True}}, {"autoencoder": {**TINY["autoencoder"], "augment": {"flip": True}}}):
+        cfg = config.build(copy.deepcopy(TINY) | section, "test")
+        check_sides(Run(cfg, tmp_path, lambda *_: None, known_store=store))
+        with pytest.raises(InputError, match="'LeftPart' has a side"):
+            check_sides(Run(cfg, tmp_path, lambda *_: None, known_store=sided))

@@ -44,8 +44,8 @@ def build(context: Context, *, level: float = 0.0, beyond: float = 0.02) -> Judg
     """
     if level > 0 and not context.laws:
         raise InputError(
-            "the gate 'intensity' has a level, for which the model folder holds no figures of its training cases; leave "
-            "the level out, and the range alone is judged"
+            "the gate 'intensity' has a level, for which the model folder holds no figures of its training cases; "
+            "leave the level out, and the range alone is judged"
         )
 
     def judge(seen: Seen) -> Verdict:
