@@ -13,7 +13,8 @@ which the distances are taken: with ``--requests real`` the volumes are those of
 segmenter trained on the training cases, in units of their mean variance; "ccc", "r", "slope" and "mae_ml" compare asked
 volumes with those that the segmenter finds, as means over the volumes. "details" holds the intervals, the same by the
 generated label, what the segmenter reaches on real cases, sharpness against the codec's, and every sampling of the
-peer. ``samples.png`` beside the kept samples shows the first of them.
+peer; "nearer" there is the tutorial's distances less ours, with intervals of the difference. ``samples.png`` beside the
+kept samples shows the first of them.
 """
 
 import time
@@ -24,9 +25,20 @@ from typing import Any
 import numpy as np
 import torch
 from diffusion_bench import Bench, arm, loaded, open_bench, parser, seconds_of, shared_codec, yardstick
-from diffusion_draw import answered, figures, mean_of_volumes, our_samples, real_requests, uniform_requests
+from diffusion_draw import (
+    Drawn,
+    answered,
+    figures,
+    made_of,
+    mean_of_volumes,
+    our_samples,
+    real_requests,
+    uniform_requests,
+)
 from diffusion_peer import SAMPLINGS, TutorialDiffusion, tutorial, tutorial_samples
 
+from medgen.evaluation.fidelity import measured
+from medgen.evaluation.likeness import nearer
 from medgen.evaluation.reference import Reference
 from medgen.files import write_json
 from medgen.generation.model import build_codec, build_network
@@ -78,19 +90,19 @@ def foresee(bench: Bench) -> None:
 
 def ours(
     bench: Bench, reference: Reference, codec: Codec, reconstructions: list[np.ndarray]
-) -> tuple[dict[str, Any], float]:
-    """Figures of our samples, and seconds a sample."""
+) -> tuple[dict[str, Any], Drawn]:
+    """Figures of our samples, and the samples."""
     model = arm(bench, "ours")
     generator = loaded(bench, model)
     requests = asked(bench)
     drawn = our_samples(bench, generator, model.parent, "ours", answered(generator, requests), codec)
-    return figures(bench, reference, model.parent, drawn, requests, reconstructions), drawn.seconds_per_sample
+    return figures(bench, reference, model.parent, drawn, requests, reconstructions), drawn
 
 
 def monai(
     bench: Bench, reference: Reference, codec: Codec, reconstructions: list[np.ndarray]
-) -> dict[str, tuple[dict[str, Any], float]]:
-    """Figures of the tutorial's samples, and seconds a sample, by each way of drawing them."""
+) -> dict[str, tuple[dict[str, Any], Drawn]]:
+    """Figures of the tutorial's samples, and the samples, by each way of drawing them."""
     peer, folder = tutorial(bench)
     # The requests of both sides are answered by one joint: ours has it, and both are asked the same rows.
     generator = loaded(bench, arm(bench, "ours"))
@@ -100,7 +112,7 @@ def monai(
     for sampling in bench.options.samplings:
         drawn = tutorial_samples(bench, peer, folder, sampling, rows, codec)
         made = figures(bench, reference, folder, drawn, requests, reconstructions)
-        found[sampling] = (made, drawn.seconds_per_sample)
+        found[sampling] = (made, drawn)
     return found
 
 
@@ -109,13 +121,13 @@ def asked(bench: Bench) -> list[dict[str, float]]:
     return (real_requests if bench.options.requests == "real" else uniform_requests)(bench, bench.options.n)
 
 
-def headline(bench: Bench, found: Mapping[str, Any], seconds: float) -> dict[str, float | None]:
+def headline(bench: Bench, found: Mapping[str, Any], drawn: Drawn) -> dict[str, float | None]:
     """The figures under the keys of the comparison."""
     return {
         **{key: found["samples"][key]["value"] for key in LIKENESS},
         "ms_ssim": found["ms_ssim"]["samples"],
         **mean_of_volumes(found, bench.volumes, "segmenter"),
-        "seconds_per_sample": round(seconds, 3),
+        "seconds_per_sample": round(drawn.seconds_per_sample, 3),
     }
 
 
@@ -149,6 +161,9 @@ def show(result: Mapping[str, Any]) -> None:
     print(f"the tutorial's best is {result['details']['monai']['sampling']}; aims:")
     for name, said in result["details"]["aims"].items():
         print(f"  {name}: {'reached' if said['reached'] else 'missed'} {said}")
+    print("the tutorial's distance less ours, one draw of the held-out cases for both:")
+    for name in DISTANCES:
+        print(f"  {name}: {result['details']['nearer'][name]}")
 
 
 def compare(bench: Bench) -> dict[str, Any]:
@@ -158,15 +173,17 @@ def compare(bench: Bench) -> dict[str, Any]:
     store, held_out = bench.store, bench.store.indices("val")
     cases = [(np.asarray(store.image(i), np.float32), np.asarray(store.label(i))) for i in held_out]
     reconstructions = [reconstruct(codec, image, label, bench.device)[0] for image, label in cases]
-    mine, seconds = ours(bench, reference, codec, reconstructions)
+    mine, drawn = ours(bench, reference, codec, reconstructions)
     theirs = monai(bench, reference, codec, reconstructions)
     best = min(theirs, key=lambda name: theirs[name][0]["samples"]["frechet"]["value"])
     peer = theirs[best][0]
+    both = (measured(reference, made_of(one, asked(bench))) for one in (drawn, theirs[best][1]))
     details = {
         "ours": {"generated_label": mean_of_volumes(mine, bench.volumes, "generated_label"), **mine},
         "monai": {"sampling": best, "generated_label": mean_of_volumes(peer, bench.volumes, "generated_label"), **peer},
         "samplings": {name: headline(bench, *theirs[name]) for name in theirs},
         "aims": verdicts(bench, mine, peer),
+        "nearer": nearer(reference, *both),
         "minutes": bench.options.minutes,
         "samples": bench.options.n,
         "requests": bench.options.requests,
@@ -174,7 +191,7 @@ def compare(bench: Bench) -> dict[str, Any]:
     }
     return {
         "floor": {key: mine["floor"][key]["value"] for key in DISTANCES},
-        "ours": headline(bench, mine, seconds),
+        "ours": headline(bench, mine, drawn),
         "monai": headline(bench, *theirs[best]),
         "details": details,
     }

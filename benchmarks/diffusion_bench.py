@@ -201,6 +201,15 @@ def _link(place: Path, target: Path) -> None:
         place.symlink_to(target, target_is_directory=True)
 
 
+def _segmenter_folder(bench: Bench) -> Path:
+    return bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}"
+
+
+def segmenter_identity(bench: Bench) -> str:
+    """SHA-256 of the weights of the segmenter that measures."""
+    return sha256_file(_segmenter_folder(bench) / WEIGHTS)
+
+
 def yardstick(bench: Bench, least: int = LEAST) -> Reference:
     """The independent segmenter, trained on the real training cases, and what it says of all real cases.
 
@@ -212,7 +221,7 @@ def yardstick(bench: Bench, least: int = LEAST) -> Reference:
     if found < least:
         raise SystemExit(f"{bench.options.data} has {found} cases on one side, and distributions need {least}")
     tell, began = telling("real"), time.monotonic()
-    folder = bench.folder.parent / f"segmenter-{bench.options.segmenter_steps}"
+    folder = _segmenter_folder(bench)
     segmenter = train_on(
         bench.store,
         bench.store.indices("train"),
@@ -222,7 +231,7 @@ def yardstick(bench: Bench, least: int = LEAST) -> Reference:
         on_progress=lambda done, total, remark: tell("segmenter", done, total, remark),
     )
     # By weights and cases: what another segmenter said is measured again.
-    key = digest([sha256_file(folder / WEIGHTS), [case.key for case in bench.store.cases]])[:8]
+    key = digest([segmenter_identity(bench), [case.key for case in bench.store.cases]])[:8]
     path = folder / f"reference-{key}.npz"
     if not path.exists():
         measured = measure_reference(

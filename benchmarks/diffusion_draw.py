@@ -1,5 +1,6 @@
 """Requests, samples that are kept on disk batch by batch, and their figures."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusion_bench import Bench
+from diffusion_bench import Bench, segmenter_identity
 from PIL import Image
 
 from medgen.cohort.requests import Row, resolve
@@ -171,16 +172,20 @@ def figures(
     **options: Any,
 ) -> dict[str, Any]:
     """The pinned protocol's figures of samples; kept beside them, so that they are taken once."""
-    key = digest([bench.options.segmenter_steps, list(requests), len(reconstructions), options])[:8]
+    # By all that measures them: another segmenter, or other cases beside them, give other figures.
+    cases = [bench.store.cases[i].key for i in (*reference.train_cases, *reference.held_out_cases)]
+    codec = [hashlib.sha256(np.ascontiguousarray(r).data).hexdigest() for r in reconstructions]
+    key = digest([segmenter_identity(bench), cases, codec, list(requests), options])[:8]
     path = folder / "samples" / drawn.key / f"figures-{key}.json"
     if not path.exists():
-        made = [
-            Made(image, label, request)
-            for image, label, request in zip(drawn.images, drawn.labels, requests, strict=True)
-        ]
-        write_json(path, fidelity(reference, made, reconstructions, **options))
+        write_json(path, fidelity(reference, made_of(drawn, requests), reconstructions, **options))
     found: dict[str, Any] = read_json(path)
     return found
+
+
+def made_of(drawn: Drawn, requests: Sequence[Mapping[str, Any]]) -> list[Made]:
+    """Samples as the protocol takes them."""
+    return [Made(*one) for one in zip(drawn.images, drawn.labels, requests, strict=True)]
 
 
 def label_volumes_ml(reference: Reference, drawn: Drawn) -> dict[str, np.ndarray]:

@@ -64,7 +64,18 @@ def job_of(part: str, said: Mapping[str, Any], extent: int) -> Job:
     encoder = ConditionEncoder.fit(Schema((Covariate("age"),)), [{"age": 1.0}, {"age": 2.0}])
     voxels = extent * {parts.DENOISER_STEP: _STRIDE // 2, parts.DECODE: 2}.get(part, 1)
     made = config.build(raw, "the benchmark's experiment").model_dump(mode="json")
-    return Job(made, 1, LABELS, (voxels,) * 3, encoder.to_json(), [{"age": 1.0}], None, 1, (part,))
+    return Job(
+        config=made,
+        channels=1,
+        labels=LABELS,
+        label_ids=LABELS,
+        shape=(voxels,) * 3,
+        encoder=encoder.to_json(),
+        rows=[{"age": 1.0}],
+        mask=None,
+        at_once=1,
+        parts=(part,),
+    )
 
 
 def grown(job: Job) -> int:

@@ -182,13 +182,15 @@ def aims(result: Mapping[str, Any]) -> dict[str, Any]:
     """What was aimed at, and what came."""
     table, said = result["table"], {}
     all_cells = [(name, int(n), c["frechet_excess"]) for name, cells in lines(table) for n, c in cells.items()]
-    at_most_8 = [(value, f"{name} {n}") for name, n, value in all_cells if n <= 8]
     teacher_name = next(iter(table))
     of_32 = [(value, name) for name, n, value in all_cells if n == 32 and name.startswith(teacher_name)]
     theirs = min(made["frechet_excess"] for made in result["tutorial"].values())
-    if at_most_8:
-        best = min(at_most_8)
-        said["8 of ours against the tutorial's 50"] = {"ours": best, "tutorial": theirs, "reached": best[0] <= theirs}
+    # The solver that the experiment names, not the luckiest of many noisy entries.
+    chosen = table[teacher_name].get(result["sampler"], {}).get("8")
+    if chosen is not None:
+        mine, low, high = chosen["frechet_excess"], *chosen["frechet_interval"]
+        found = {"ours": [mine, f"{teacher_name} {result['sampler']} 8"], "interval": [low, high], "tutorial": theirs}
+        said["8 of ours against the tutorial's 50"] = {**found, "reached": mine <= theirs}
     students = table.get("distilled", {})
     fours = [cells["4"]["frechet_excess"] for cells in students.values() if "4" in cells]
     if fours and of_32:
@@ -252,6 +254,7 @@ def main() -> None:
         "tutorial": theirs,
         "minutes": options.minutes,
         "samples": options.n,
+        "sampler": bench.config.generate.sampler,
     }
     result["aims"] = aims(result)
     show(result, options.evaluations)

@@ -25,7 +25,7 @@ from medgen.stages.ancestor import carried_over, check_ancestor, with_ancestor
 from medgen.stages.check import check
 from medgen.stages.conditions import conditions, fit_encoder, plan_of
 from medgen.stages.data import read_columns
-from medgen.stages.quality import check_sides, thresholds
+from medgen.stages.quality import check_adversary, check_sides, thresholds
 from medgen.stages.run import Run, StageProgress
 from medgen.training.precision import device_of
 
@@ -197,6 +197,9 @@ def _ahead(
     schema, rows = conditions(ready)
     with notes.noting("autoencoder.accept"):
         thresholds(ready)
+    with notes.noting("autoencoder.patch"):
+        asked = c.autoencoder.patch or plan.shape
+        check_adversary(c.autoencoder, [min(n, m) for n, m in zip(asked, plan.shape, strict=True)])
     with notes.noting("mirror"):
         check_sides(ready)
     if ready.ancestor is not None:

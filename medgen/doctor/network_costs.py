@@ -89,16 +89,16 @@ def _experiment_costs(run: Run, training: int, cases: int, machine: Machine | No
     )
     mask = mask_input(run)
     job = Job(
-        c.model_dump(mode="json"),
-        len(store.channels),
-        codec_labels(run),
-        len(store.label_values),
-        store.shape,
-        encoder.to_json(),
-        [dict(row) for row in rows[:64]],
-        None if mask is None else (mask.labels, mask.stride),
-        sample.at_once,
-        tuple(name for name in parts.PARTS if any(name in a.parts for a in asked.values())),
+        config=c.model_dump(mode="json"),
+        channels=len(store.channels),
+        labels=codec_labels(run),
+        label_ids=len(store.label_values),
+        shape=store.shape,
+        encoder=encoder.to_json(),
+        rows=[dict(row) for row in rows[:64]],
+        mask=None if mask is None else (mask.labels, mask.stride),
+        at_once=sample.at_once,
+        parts=tuple(name for name in parts.PARTS if any(name in a.parts for a in asked.values())),
     )
     found: list[timing.Measured] = []
     problem = ""

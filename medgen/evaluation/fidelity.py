@@ -5,9 +5,8 @@ between real and real is the floor. A model's figure is its excess over it. Both
 the excess has an interval of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,12 @@ from scipy import ndimage
 from medgen.cohort.schema import volume_column
 from medgen.errors import InputError
 from medgen.evaluation.codec_quality import rounded
+from medgen.evaluation.likeness import likeness
 from medgen.evaluation.reference import Measured, Reference, measure_images
 from medgen.measure.agreement import agreement
-from medgen.measure.bootstrap import bootstrap, percentile_interval
-from medgen.measure.frechet import frechet
-from medgen.measure.mmd import median_bandwidth, mmd2, polynomial, rbf
+from medgen.measure.bootstrap import bootstrap
 from medgen.measure.msssim import pairwise_ms_ssim
 from medgen.measure.neighbours import nearness
-from medgen.measure.prdc import prdc
 from medgen.measure.sharpness import content, laplacian_variance, radial_spectrum
 
 _MAX_SHARPNESS = 64
@@ -44,6 +41,26 @@ class Made:
     label: np.ndarray | None
     request: Mapping[str, Any]
     voxel_ml: float | None = None
+
+
+def measured(reference: Reference, samples: Sequence[Made]) -> Measured:
+    """Samples as the protocol's segmenter sees them.
+
+    Raises:
+        InputError: a sample that is not finite, or not on the cohort's grid.
+    """
+    for i, sample in enumerate(samples):
+        if sample.image.shape[1:] != reference.inside.shape or not np.isfinite(sample.image).all():
+            raise InputError(f"sample {i} is not finite on the cohort's grid; bring every sample onto it, or drop it")
+    usual_ml = reference.voxel_ml()
+    return measure_images(
+        [s.image for s in samples],
+        [s.label for s in samples],
+        [s.voxel_ml or usual_ml for s in samples],
+        reference.segmenter,
+        reference.inside,
+        block=reference.block,
+    )
 
 
 def fidelity(
@@ -73,20 +90,9 @@ def fidelity(
         against measured by label, ``memorisation`` and ``sharpness`` what their names say. MMD and Fréchet distance
         are in units of the mean variance of the features' main components over the training cases.
     """
-    for i, sample in enumerate(samples):
-        if sample.image.shape[1:] != reference.inside.shape or not np.isfinite(sample.image).all():
-            raise InputError(f"sample {i} is not finite on the cohort's grid; bring every sample onto it, or drop it")
     if len(samples) <= max(neighbours, 7):
         raise InputError(f"{len(samples)} samples are too few to be compared; make at least {max(neighbours + 1, 8)}")
-    usual_ml = reference.voxel_ml()
-    made = measure_images(
-        [s.image for s in samples],
-        [s.label for s in samples],
-        [s.voxel_ml or usual_ml for s in samples],
-        reference.segmenter,
-        reference.inside,
-        block=reference.block,
-    )
+    made = measured(reference, samples)
     images = [s.image for s in samples]
     real = [np.asarray(reference.store.image(i), np.float32) for i in reference.train_cases[: len(samples)]]
     project = reference.projection
@@ -95,7 +101,7 @@ def fidelity(
         "voxels": (made.voxels, reference.held_out.voxels, reference.train.voxels),
     }
     return {
-        **_distributions(reference, made, neighbours, resamples, seed),
+        **likeness(reference, made, neighbours=neighbours, resamples=resamples, seed=seed),
         "ms_ssim": {
             "samples": rounded(pairwise_ms_ssim(images, pairs=pairs, seed=seed).mean()),
             "train": rounded(pairwise_ms_ssim(real, pairs=pairs, seed=seed).mean()),
@@ -113,66 +119,6 @@ def fidelity(
         "floor_of": "all training cases" if reference.unseen is None else "training cases unseen by the segmenter",
         "components": {"kept": len(project.axes.T), "explained": rounded(project.explained)},
     }
-
-
-def _distributions(reference: Reference, made: Measured, neighbours: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Floor, samples and excess at equal numbers."""
-    project = reference.projection
-    real, train, ours = (project(m.features) for m in (reference.held_out, reference.train, made))
-    bandwidth = median_bandwidth(train)
-    # A segmenter tells cases that it has seen from others: the floor is best that of cases that it has not.
-    floor = train[reference.floor_rows]
-    n = min(map(len, (real, floor, ours)))
-    gaussian = partial(rbf, bandwidth=bandwidth)
-    sides = {
-        name: _Side(
-            real, other, {"mmd": _kernels(gaussian, real, other), "mmd_poly": _kernels(polynomial, real, other)}
-        )
-        for name, other in (("floor", floor), ("samples", ours))
-    }
-    rng = np.random.default_rng([seed, 1])
-    values: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}
-    replicates: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}
-    for _ in range(resamples):
-        # One draw of the held-out cases serves both sides: their excess does not suffer from its chance.
-        once = rng.permutation(len(real))[:n]
-        again = rng.choice(len(real), n)
-        for name, side in sides.items():
-            rows = rng.permutation(len(side.other))[:n]
-            items = prdc(real[once], side.other[rows], min(neighbours, n - 1))
-            values[name].append({**side.distances(once, rows), **items.means()})
-            resampled = {k: float(rng.choice(v, n).mean()) for k, v in vars(items).items()}
-            replicates[name].append({**side.distances(again, rng.choice(len(side.other), n)), **resampled})
-        for found in (values, replicates):
-            above = {k: found["samples"][-1][k] - found["floor"][-1][k] for k in ("mmd", "mmd_poly", "frechet")}
-            found["excess"].append(above)
-    figures: dict[str, Any] = {"n": n}
-    for name, draws in values.items():
-        figures[name] = {}
-        for key in draws[0]:
-            value = float(np.mean([d[key] for d in draws]))
-            spread = np.array([r[key] for r in replicates[name]])
-            figures[name][key] = percentile_interval(value, spread, recentre=True).to_json()
-    return figures
-
-
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """Real cases against others, with the kernel matrices of each MMD."""
-
-    real: np.ndarray
-    other: np.ndarray
-    kernels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-    def distances(self, rows: np.ndarray, others: np.ndarray) -> dict[str, float]:
-        found = {name: mmd2(*matrices, rows, others) for name, matrices in self.kernels.items()}
-        return {**found, "frechet": frechet(self.real[rows], self.other[others])}
-
-
-def _kernels(
-    kernel: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return kernel(x, x), kernel(y, y), kernel(x, y)
 
 
 def _volumes(

@@ -1,6 +1,7 @@
 """A codebook learnt by running averages, whose unused entries start again where the latents are."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from monai.networks.layers.vector_quantizer import EMAQuantizer
 
@@ -44,7 +45,7 @@ def straight_through(latent: torch.Tensor, embedded: torch.Tensor) -> torch.Tens
 
 def perplexity(indices: torch.Tensor, entries: int) -> torch.Tensor:
     """Exponential of the entropy of the indices in use: 1 for a single one, ``entries`` for all alike."""
-    share = torch.bincount(indices.flatten(), minlength=entries).float() / indices.numel()
+    share = _counts(indices.flatten(), entries) / indices.numel()
     return torch.exp(-(share * (share + 1e-12).log()).sum())
 
 
@@ -58,27 +59,35 @@ def learn(book: EMAQuantizer, latent: torch.Tensor, indices: torch.Tensor) -> No
     """
     vectors = latent.movedim(1, -1).reshape(-1, latent.shape[1]).float()
     flat = indices.flatten()
-    counts = torch.bincount(flat, minlength=book.num_embeddings).float()
+    counts = _counts(flat, book.num_embeddings)
     sums = torch.zeros_like(book.ema_w).index_add_(0, flat, vectors)
     if book.ddp_sync:
         book.distributed_synchronization(counts, sums)
-    fresh = not bool(book.ema_cluster_size.any())
-    decay = 0.0 if fresh else book.decay
-    book.ema_cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
-    book.ema_w.mul_(decay).add_(sums, alpha=1 - decay)
+    # Nothing here waits for the device to say which way to go.
+    decay = book.decay * book.ema_cluster_size.any().float()
+    book.ema_cluster_size.mul_(decay).add_(counts * (1 - decay))
+    book.ema_w.mul_(decay).add_(sums * (1 - decay))
     even = book.ema_cluster_size.sum() / book.num_embeddings
     dead = book.ema_cluster_size < DEAD * even
-    if bool(dead.any()):
-        _restart(book, vectors, flat, dead, float(even))
+    # As if in use by a fifth of an even share: at a decay of 0.99 it has 190 steps to find latents of its own.
+    start = 0.2 * even
+    book.ema_w.copy_(torch.where(dead[:, None], _far(book, vectors, flat, dead) * start, book.ema_w))
+    book.ema_cluster_size.copy_(torch.where(dead, start, book.ema_cluster_size))
     book.embedding.weight.copy_(book.ema_w / book.ema_cluster_size.clamp(min=book.epsilon)[:, None])
 
 
-def _restart(book: EMAQuantizer, vectors: torch.Tensor, flat: torch.Tensor, dead: torch.Tensor, even: float) -> None:
+def _far(book: EMAQuantizer, vectors: torch.Tensor, flat: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    """A latent (K, C) for each dead entry; the rows of the others mean nothing."""
     far = (vectors - book.embedding.weight[flat]).square().sum(dim=1).double()
     mass = (far + far.mean() * 1e-3 + 1e-30).cumsum(dim=0)
-    count = int(dead.sum())
-    steps = (torch.arange(count, device=mass.device, dtype=torch.float64) + 0.5) * (mass[-1] / count)
-    chosen = vectors[torch.searchsorted(mass, steps).clamp(max=len(vectors) - 1)]
-    # As if in use by a fifth of an even share: at a decay of 0.99 it has 190 steps to find latents of its own.
-    book.ema_cluster_size[dead] = 0.2 * even
-    book.ema_w[dead] = chosen * (0.2 * even)
+    turn = dead.cumsum(dim=0).double() - 0.5
+    chosen = vectors[torch.searchsorted(mass, turn * (mass[-1] / dead.sum().clamp(min=1))).clamp(0, len(vectors) - 1)]
+    if book.ddp_sync and dist.is_available() and dist.is_initialized():
+        dist.broadcast(chosen, 0)  # each process has other latents, and all must go on with one codebook
+    return chosen
+
+
+def _counts(indices: torch.Tensor, entries: int) -> torch.Tensor:
+    """How often each entry is chosen, (K,) float32."""
+    ones = torch.ones_like(indices, dtype=torch.float32)
+    return torch.zeros(entries, device=indices.device).index_add_(0, indices, ones)

@@ -205,7 +205,7 @@ class ConditionEncoder:
             values = torch.tensor(numbers, dtype=torch.float64)
             spread = float(values.std(correction=0)) if len(numbers) else 0.0
             centre.append(float(values.mean()) if len(numbers) else 0.0)
-            scale.append(spread if spread > 1e-12 else 1.0)
+            scale.append(spread if len(set(numbers)) > 1 else 1.0)  # of one value the rounding is no spread
         return ConditionEncoder(schema, tuple(centre), tuple(scale))
 
     def encode(self, rows: Sequence[Mapping[str, Value]]) -> Condition:

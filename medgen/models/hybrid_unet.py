@@ -36,7 +36,8 @@ class HybridUNet(nn.Module):
         Raises:
             InputError: a covariate is missing, as it is in the unconditional pass of guidance.
         """
-        if not bool(cond.present.all()):
+        # Costs are counted on tensors without values, which are of another type.
+        if type(cond.present) is torch.Tensor and not bool(cond.present.all()):
             raise InputError(NO_NULL.format(columns=", ".join(self.columns)))
         values = cond.values.to(x.dtype)
         channels = values[:, :, None, None, None].expand(-1, -1, *x.shape[2:])

@@ -54,7 +54,8 @@ class MaisiUNet(nn.Module):
         if self.unet.include_top_region_index_input:
             for key, name in zip(("top", "bottom"), REGION_COLUMNS, strict=True):
                 k = self.columns.index(name)
-                if not bool(cond.present[:, k].all()):
+                # Costs are counted on tensors without values, which are of another type.
+                if type(cond.present) is torch.Tensor and not bool(cond.present[:, k].all()):
                     raise InputError(NO_NULL.format(columns=" and ".join(REGION_COLUMNS)))
                 onehot = nn.functional.one_hot(cond.values[:, k].long(), len(REGIONS))
                 told[f"{key}_region_index_tensor"] = _SCALE * onehot.to(x.dtype)

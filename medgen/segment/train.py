@@ -173,7 +173,7 @@ def train(
     }
     # What is off adds nothing, so that older segmenters are not trained again.
     training |= {"extra": len(extra), "share": share} if extra else {}
-    training |= {"randomisation": asdict(randomisation)} if randomisation else {}
+    training |= {"randomisation": {**asdict(randomisation), "precision": "float32"}} if randomisation else {}
     training |= {"resident": resident} if resident else {}
     identity = digest([VERSION, asdict(architecture), window, training, *digests(pairs, labels)])
     _claim(folder, identity)

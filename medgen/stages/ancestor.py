@@ -1,6 +1,6 @@
 """``init: MODEL``: an experiment that starts from a model instead of random weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medgen.config import Config
@@ -94,13 +94,23 @@ def check_ancestor(run: Run) -> None:
         )
     if init.codec == "frozen":
         names = run.store.label_names
-        known = same_labels(ancestor.spec.label_names, names)
+        known = _codec_labels(ancestor.spec, names)
         strange = [name for i, name in enumerate(names) if i not in known] if len(names) > 1 else []
         if strange:
             raise InputError(
-                f"init.codec is frozen, but the model {ancestor.spec.name} knows no label {', '.join(strange)} (it "
-                f"has {', '.join(ancestor.spec.label_names[1:]) or 'none'}); take init.codec: train"
+                f"init.codec is frozen, but the codec of {ancestor.spec.name} knows no label {', '.join(strange)} (it "
+                f"has {', '.join(ancestor.spec.label_names[1:]) or 'none'}{_elsewhere(ancestor.spec)}); take "
+                "init.codec: train"
             )
+
+
+def _codec_labels(spec: ModelSpec, ours: Sequence[str]) -> dict[int, int]:
+    """Our label ids -> those of the model's codec: where images follow masks, it codes none."""
+    return same_labels(spec.label_names, ours) if spec.codec_labels else {}
+
+
+def _elsewhere(spec: ModelSpec) -> str:
+    return ", in a label model of its own" if spec.label_names and not spec.codec_labels else ""
 
 
 def is_frozen(run: Run) -> bool:
@@ -117,7 +127,7 @@ def start_codec(run: Run, fresh: Codec) -> Codec:
     """``fresh``, with the model's weights where there is one."""
     if run.ancestor is not None:
         spec = run.ancestor.spec
-        labels = same_labels(spec.label_names, run.store.label_names) if fresh.labels and spec.label_names else {}
+        labels = _codec_labels(spec, run.store.label_names) if fresh.labels else {}
         fresh.load_state_dict(codec_state(run.ancestor.codec, fresh, labels), strict=True)
     return fresh
 
@@ -153,7 +163,7 @@ def carried_over(run: Run, ours: ConditionEncoder) -> str:
     """What of a cohort the model knows, as a sentence."""
     assert run.ancestor is not None, "an experiment without init"
     spec, encoder = run.ancestor.spec, run.ancestor.encoder
-    labels = same_labels(spec.label_names, run.store.label_names)
+    labels = _codec_labels(spec, run.store.label_names)
     columns = same_columns(encoder, ours) if trains_network(run) else {}
     new = [n for i, n in enumerate(run.store.label_names) if i and i not in labels]
     new += [n for k, n in enumerate(ours.schema.names) if k not in columns]

@@ -11,10 +11,10 @@ from medgen.errors import InputError, reason
 from medgen.generation import distil
 from medgen.generation.model import build_codec, build_network
 from medgen.models.condition import Condition
-from medgen.models.discriminator import smallest_patch
 from medgen.models.mask import MaskInput
 from medgen.models.seam import Noise
 from medgen.registry import check_options, resolve
+from medgen.stages.quality import check_adversary
 from medgen.stages.run import Run, distillation, with_known
 from medgen.steering import chain
 from medgen.store.prepared import INDEX
@@ -95,15 +95,8 @@ def _check_patch(run: Run) -> None:
     patch, codec_stride = c.patch, run.codec_stride()
     if patch and any(n % codec_stride for n in patch):
         raise InputError(f"autoencoder.patch {list(patch)} must be multiples of {codec_stride}, the codec's stride")
-    adversary = c.adversary
-    if patch and adversary.weight > 0 and min(patch) < smallest_patch(adversary.layers):
-        least = smallest_patch(adversary.layers)
-        raise InputError(
-            f"autoencoder.patch {list(patch)} is too small for the adversary: {adversary.layers} layers need {least} "
-            "voxels along each axis; enlarge it or set autoencoder.adversary.weight to 0"
-        )
-    if patch and adversary.weight > 0 and any(n % 2 for n in patch):
-        raise InputError(f"autoencoder.patch {list(patch)} must be even along each axis for the adversary's bands")
+    if patch:
+        check_adversary(c, patch)
 
 
 def _check_crops(run: Run) -> None:

@@ -72,6 +72,7 @@ def autoencoder(run: Run) -> None:
         augmentation=Augmentation(**augment) if augment else None,
         labels=codec.labels > 0,
     )
+    gate.check_adversary(c, sampler.patch)
     task = autoencoder_task(codec, sampler, held_out, c, run.config.seed)
     train(task, run.folder / "autoencoder", schedule_of(c.training), run.device, run.stage_progress("autoencoder"))
 

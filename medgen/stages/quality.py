@@ -1,14 +1,16 @@
 """The gate between the codec and what is trained on its latents."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medgen.config import AutoencoderConfig
 from medgen.edit.mirror import sided_names
 from medgen.errors import BoundError, InputError
 from medgen.evaluation import codec_quality
 from medgen.evaluation.codec_quality import Thresholds
 from medgen.files import read_json
+from medgen.models.discriminator import smallest_patch
 from medgen.stages.run import Run
 
 
@@ -28,6 +30,29 @@ def thresholds(run: Run) -> Thresholds:
     if bounds.about_labels() and not known:
         raise InputError(f"autoencoder.accept.{bounds.about_labels()[0]}: the cohort has no labels; remove the key")
     return bounds
+
+
+def check_adversary(config: AutoencoderConfig, patch: Sequence[int]) -> None:
+    """Refuse patches that the codec's adversary cannot take.
+
+    Args:
+        config: of the codec.
+        patch: extents; a patch larger than the grid, or none, is the grid's.
+
+    Raises:
+        InputError: naming the least extent.
+    """
+    adversary = config.adversary
+    if adversary.weight <= 0:
+        return
+    least, size = smallest_patch(adversary.layers), " x ".join(map(str, patch))
+    if min(patch) < least:
+        raise InputError(
+            f"autoencoder.patch: {size} voxels are too few for the adversary: {adversary.layers} layers need {least} "
+            "along each axis, of the patch and of the grid; enlarge them or set autoencoder.adversary.weight to 0"
+        )
+    if any(n % 2 for n in patch):
+        raise InputError(f"autoencoder.patch: {size} must be even along each axis for the adversary's bands")
 
 
 def check_sides(run: Run) -> None:

@@ -106,7 +106,7 @@ def unsound(modules: Iterable[nn.Module], probe: Callable[[], Any], device: torc
 
     Args:
         modules: whose convolutions are looked at.
-        probe: runs them forward once, on inputs as they will be; buffers that it changes are put back.
+        probe: runs them forward once, on inputs as they will be; what it changes beside gradients is put back.
         device: where they are.
     """
     modules = list(modules)
@@ -125,7 +125,9 @@ def unsound(modules: Iterable[nn.Module], probe: Callable[[], Any], device: torc
     layers = [m for whole in modules for m in whole.modules() if isinstance(m, nn.Conv3d)]
     if not layers:
         return None
-    kept = [(b, b.clone()) for whole in modules for b in whole.buffers()]
+    # A codebook learns in its forward pass, and is a parameter without a gradient.
+    changed = ((*whole.buffers(), *(p for p in whole.parameters() if not p.requires_grad)) for whole in modules)
+    kept = [(t, t.detach().clone()) for tensors in changed for t in tensors]
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
         with autocast(device, "bfloat16"):
@@ -134,6 +136,6 @@ def unsound(modules: Iterable[nn.Module], probe: Callable[[], Any], device: torc
         for hook in hooks:
             hook.remove()
         with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
+            for tensor, before in kept:
+                tensor.copy_(before)
     return next((conv for conv in sorted(seen, key=repr) if not bfloat16_is_sound(device, conv)), None)

@@ -12,8 +12,9 @@ from scipy import ndimage
 from medgen import config
 from medgen.cohort.schema import Covariate, Schema
 from medgen.errors import InputError
-from medgen.evaluation.fidelity import Made, fidelity
+from medgen.evaluation.fidelity import Made, fidelity, measured
 from medgen.evaluation.fidelity_page import fidelity_lines
+from medgen.evaluation.likeness import nearer
 from medgen.evaluation.reference import halves, measure_reference
 from medgen.prepare.grid import GeometryRecord, Grid
 from medgen.segment.network import Architecture, build
@@ -113,6 +114,25 @@ def test_noise_blur_copies_and_disobedience_are_seen(cohort):
     found = fidelity(cohort, copies, **QUICK)
     assert found["memorisation"]["features"]["copies"] == 1 and found["memorisation"]["voxels"]["ratio"] < 0.01
     assert found["volumes"]["ball_ml"]["generated_label"]["ccc"]["value"] is None  # one request for all
+
+
+def test_which_of_two_sets_is_nearer_is_told_by_the_difference(cohort):
+    rng = np.random.default_rng(1)
+    good, also_good = measured(cohort, fresh(24)), measured(cohort, fresh(24, 5))
+    noise = [
+        replace(s, image=(s.image + rng.normal(0, 0.3, s.image.shape)).clip(-1, 1).astype(np.float32))
+        for s in fresh(24)
+    ]
+    noisy = measured(cohort, noise)
+    for key in ("frechet", "mmd", "mmd_poly"):
+        there, back = (nearer(cohort, *two, resamples=60)[key] for two in ((good, noisy), (noisy, good)))
+        assert there["low"] > 0 and there["value"] == pytest.approx(-back["value"], rel=0.2)
+        alike = nearer(cohort, good, also_good, resamples=60)[key]
+        assert alike["low"] < 0 < alike["high"]
+        assert nearer(cohort, good, good, resamples=60)[key]["low"] <= 0
+    # The floor falls out: it is what the excesses differ by.
+    a, b = (fidelity(cohort, s, **QUICK)["excess"]["frechet"]["value"] for s in (fresh(24), noise))
+    assert nearer(cohort, good, noisy, resamples=60)["frechet"]["value"] == pytest.approx(b - a, rel=0.2)
 
 
 def test_images_without_labels_and_requests_are_measured(cohort):

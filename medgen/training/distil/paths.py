@@ -100,6 +100,7 @@ class Paths:
 
     def __init__(self, draw: Callable[[int], torch.Tensor], folder: Path) -> None:
         self.draw, self.folder = draw, folder
+        self._kept_from = 0
 
     def __call__(self, number: int) -> torch.Tensor:
         """One chunk, (B, S + 1, C, X, Y, Z)."""
@@ -108,6 +109,12 @@ class Paths:
     def row(self, number: int, row: int) -> torch.Tensor:
         """One path of a chunk, (S + 1, C, X, Y, Z); no other is read."""
         return self._read(number, slice(row, row + 1))[0]
+
+    def forget(self, before: int) -> None:
+        """Remove the chunks of numbers below ``before``; one that is asked for after all is drawn again."""
+        for number in range(self._kept_from, before):
+            (self.folder / f"{number:06d}.safetensors").unlink(missing_ok=True)
+        self._kept_from = max(self._kept_from, before)
 
     def _read(self, number: int, rows: slice) -> torch.Tensor:
         path = self.folder / f"{number:06d}.safetensors"

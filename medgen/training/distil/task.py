@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from medgen.training.ema import Ema
 from medgen.training.optimiser import adamw
 
 _HELD_OUT = 16
+# Paths of a large latent would fill a disk within the hour.
+_ROOM_BYTES, _LEAST_CHUNKS = 8 << 30, 64
 
 Ask = Callable[[str, range], Condition]
 """(purpose, numbers) -> what the paths of these numbers are asked, on the device."""
@@ -54,7 +57,8 @@ class DistilTask:
     """A student learns from its teacher's paths alone; no case of the cohort is needed.
 
     Paths are drawn while the training goes on: chunk i is there from step i * ``reuse`` on, and a batch takes its
-    rows from all chunks that are there. What a step sees depends on its number only, so a resumed training repeats it.
+    rows from all chunks that are there, or from the newest 8 GiB of them. What a step sees depends on its number only,
+    so a resumed training repeats it.
 
     Args:
         teacher: what is imitated.
@@ -95,6 +99,8 @@ class DistilTask:
         self.times = time_of(levels(teacher.process, steps, self._asked(self.own, range(1))))
         if (self.times.diff() == 0).any():
             raise InputError(f"distil: in {steps} steps this process repeats a noise level; take fewer")
+        chunk_bytes = 4 * batch * (steps + 1) * prod(teacher.shape)
+        self.window = max(_LEAST_CHUNKS, _ROOM_BYTES // chunk_bytes)
         self.paths = Paths(lambda chunk: self._draw(self.own, self._numbers(chunk)), folder / self.own)
         self.held_out = Paths(
             lambda chunk: torch.cat([self._draw("held-out", p) for p in self._held_out()]), folder / "held-out"
@@ -104,7 +110,10 @@ class DistilTask:
         """One batch of paths; gradients are accumulated over consecutive numbers like any other."""
         random = generator("distil", self.own, self.seed, step)
         newest = step // self.reuse
-        picked = torch.randint((newest + 1) * self.batch, (self.batch,), generator=random).tolist()
+        oldest = max(0, newest + 1 - self.window)
+        if oldest:
+            self.paths.forget(oldest - self.window)  # a training resumed from before draws again what it needs
+        picked = torch.randint(oldest * self.batch, (newest + 1) * self.batch, (self.batch,), generator=random).tolist()
         if step % self.reuse == 0:  # new paths are trained on at once
             picked = list(self._numbers(newest))
         path = torch.stack([self.paths.row(*divmod(i, self.batch)) for i in picked]).to(self.device)
