@@ -95,7 +95,7 @@ def check_ancestor(run: Run) -> None:
     if init.codec == "frozen":
         names = run.store.label_names
         known = _codec_labels(ancestor.spec, names)
-        strange = [name for i, name in enumerate(names) if i not in known] if len(names) > 1 else []
+        strange = [name for i, name in enumerate(names) if i and i not in known]
         if strange:
             raise InputError(
                 f"init.codec is frozen, but the codec of {ancestor.spec.name} knows no label {', '.join(strange)} (it "

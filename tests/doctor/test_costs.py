@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from medgen import config
+from medgen import config, pipeline
 from medgen.cli import app
-from medgen.doctor import costs, diagnose, network_costs, timing
+from medgen.doctor import costs, diagnose, network_costs, steps, timing
 from medgen.doctor.counted import Machine
 from medgen.doctor.environment import environment
 from medgen.doctor.facts import collect
 from medgen.errors import InputError
 from medgen.formats.detect import read_cohort
+from medgen.generation.generator import Generator
 from medgen.stages.conditions import conditions
 from medgen.stages.data import read
 from medgen.stages.run import Run
@@ -188,3 +190,53 @@ def test_cohorts_of_any_format_are_read(tiny_run: Path) -> None:
         diagnose(tiny_run / "synthetic", measure=False, overrides=("data.formt=bids",))
     with pytest.raises(InputError, match="--set changes nothing"):
         diagnose(tiny_run / "model", measure=False, overrides=("device=cpu",))
+
+
+def test_a_codec_with_a_codebook_is_costed(tiny_run: Path) -> None:
+    raw = on_disk(tiny_run)
+    raw["autoencoder"] |= {"kind": "vq", "options": {"channels": [8, 16], "latent_channels": 2, "codes": 32}}
+    stages = foreseen(raw, tiny_run, Machine(1.0))
+    assert stages["autoencoder"]["computed_bytes"] > 0 and stages["autoencoder"]["total_seconds"] > 0
+
+
+def test_a_grid_that_is_too_thin_for_the_adversary_is_said_beforehand(tiny_run: Path, tmp_path: Path) -> None:
+    raw = on_disk(tiny_run)
+    raw["autoencoder"] = {k: v for k, v in raw["autoencoder"].items() if k != "patch"}
+    raw["autoencoder"] |= {"adversary": {"weight": 0.1, "layers": 4}}
+    found = diagnose(written(raw, tmp_path), measure=False)
+    assert any("voxels are too few for the adversary" in f.what for f in found.of("wrong"))
+    with pytest.raises(InputError, match="too few for the adversary"):
+        pipeline.run_experiment(config.build(raw, "tiny"), folder=tmp_path / "run", until="autoencoder")
+
+
+def test_decoding_a_sample_is_counted_once(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of many steps is foreseen from few; what comes once is not multiplied with them."""
+    asked: list[int] = []
+
+    class Clock:
+        def __init__(self, device: torch.device) -> None: ...
+
+        def start(self) -> None: ...
+
+        def peak(self) -> int:
+            return 1
+
+        def once(self, work: Any) -> float:
+            work()
+            return 10.0 + asked[-1]  # ten for the decoding
+
+    class Drawn:
+        def __init__(self, model: Any, drawing: Any, *_: Any) -> None:
+            self.drawing = drawing
+
+        def draw(self, *_: Any) -> None:
+            asked.append(self.drawing.steps)
+
+        @staticmethod
+        def load(folder: str) -> Any:
+            loaded = Generator.load(folder, device="cpu")
+            return SimpleNamespace(model=loaded.model, schema=loaded.schema, drawing=replace(loaded.drawing, steps=50))
+
+    monkeypatch.setattr(steps, "Meter", Clock)
+    monkeypatch.setattr(steps, "Generator", Drawn)
+    assert next(steps._model({"model": str(tiny_run / "model")}))["seconds"] == pytest.approx(60)

@@ -107,3 +107,10 @@ def test_label_loss_ignores_voxels_without_label():
     perfect = torch.nn.functional.one_hot(label, 3).movedim(-1, 1) * 50.0
     assert losses.label_loss(perfect, label).item() == pytest.approx(0, abs=1e-4)
     assert losses.image_l1(Decoded(torch.zeros(1, 1, 2, 2, 2), None), torch.ones(1, 1, 2, 2, 2)).item() == 1
+
+
+def test_a_column_of_one_large_value_is_not_scaled_by_its_rounding():
+    schema = Schema((Covariate("volume"),))
+    encoder = ConditionEncoder.fit(schema, [{"volume": 1450123.77}] * 7)
+    assert encoder.scale == (1.0,)
+    assert encoder.encode([{"volume": 1450123.77}]).values.abs().max() < 1e-6

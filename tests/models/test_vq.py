@@ -1,4 +1,7 @@
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -153,3 +156,43 @@ def test_a_whole_experiment_with_a_codebook(tmp_path):
     assert latents.mean.std() > 0 and latents.logvar.max() == -30
     weights = load_file(tmp_path / "model" / "codec.safetensors")
     assert weights["net.quantizer.quantizer.embedding.weight"].shape == (32, 2)
+
+
+BOOKS = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from medgen.models import codebook, vq
+from medgen.training.distributed import leave, world
+
+here = world(torch.device("cpu"))
+torch.manual_seed(0)
+book = vq.build(1, 0, channels=(8, 16), latent_channels=2, codes=16).book.train()
+torch.manual_seed(1 + here.rank)
+for _ in range(3):
+    latent = torch.randn(2, 2, 3, 3, 3) + 5.0
+    codebook.learn(book, latent, codebook.nearest(latent, book.embedding.weight))
+save_file({k: v.clone() for k, v in book.state_dict().items()}, Path(sys.argv[1]) / f"book{here.rank}.safetensors")
+leave()
+"""
+
+
+def test_two_processes_start_unused_codes_again_alike(tmp_path):
+    """Each has other latents to start from; a mean of two would be nobody's."""
+    script = tmp_path / "books.py"
+    script.write_text(BOOKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path)], check=True, timeout=120, env=environment, capture_output=True)
+    first, second = (load_file(tmp_path / f"book{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_no_branch_of_the_codebook_waits_for_a_value():
+    """Costs are counted on tensors that have none, and a GPU would stand still meanwhile."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        codec = built()
+        assert codec.train().encode(*volume()).figures["perplexity"].shape == ()

@@ -1,6 +1,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -149,11 +150,12 @@ def test_a_wrong_init_is_one_sentence(tmp_path, init, word):
 
 
 def test_channels_and_frozen_labels_must_be_the_models(tiny_run):
-    def check(channels=("T1w",), names=("background", "GM"), codec="train", without_null=()):
+    def check(channels=("T1w",), names=("background", "GM"), codec="train", without_null=(), mask=None):
         store = SimpleNamespace(channels=channels, label_names=names)
         init = SimpleNamespace(codec=codec, network="train")
         model = load_model(tiny_run / "model", CPU)
         model.network.without_null = without_null
+        model = replace(model, spec=replace(model.spec, mask=mask))
         asked = SimpleNamespace(init=init, diffusion=SimpleNamespace(drop_all=0.1, drop_each=0.0))
         ancestor.check_ancestor(SimpleNamespace(ancestor=model, store=store, config=asked))
 
@@ -166,6 +168,8 @@ def test_channels_and_frozen_labels_must_be_the_models(tiny_run):
         check(without_null=("age",))
     with pytest.raises(InputError, match=r"knows no label lesion \(it has CSF, GM, WM, Ventricles\)"):
         check(names=("background", "lesion"), codec="frozen")
+    with pytest.raises(InputError, match=r"knows no label GM \(it has CSF, .*, in a label model of its own\)"):
+        check(names=("background", "GM"), codec="frozen", mask={"centre": [0, 0, 0]})
 
 
 def test_the_doctor_says_what_is_carried_over(tiny_run, tmp_path):

@@ -124,6 +124,29 @@ def test_a_resumed_distillation_ends_where_an_uninterrupted_one_does(tmp_path):
         assert torch.equal(value, again["network"].average[key])
 
 
+def test_paths_of_long_ago_are_let_go_and_a_resumed_training_does_not_miss_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("medgen.training.distil.task._ROOM_BYTES", 0)
+    monkeypatch.setattr("medgen.training.distil.task._LEAST_CHUNKS", 2)
+    reuse = task(tmp_path / "whole").reuse
+    whole = train(task(tmp_path / "whole"), tmp_path / "whole", schedule(8 * reuse), CPU)
+    left = sorted(p.name for p in (tmp_path / "whole" / "paths-0").iterdir())
+    assert left[-1] == "000007.safetensors" and len(left) <= 5
+
+    class Killed(DistilTask):
+        def step(self, step, share):
+            if step == 6 * reuse + 1:
+                raise KeyboardInterrupt
+            yield from super().step(step, share)
+
+    killed = task(tmp_path / "killed")
+    killed.__class__ = Killed
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, tmp_path / "killed", schedule(8 * reuse), CPU)
+    again = train(task(tmp_path / "killed"), tmp_path / "killed", schedule(8 * reuse), CPU)
+    for key, value in whole["network"].average.items():
+        assert torch.equal(value, again["network"].average[key])
+
+
 def test_each_process_of_a_distributed_training_has_paths_of_its_own(tmp_path):
     loss = resolve(ROOM, "trajectory", "loss")
     first, second = (

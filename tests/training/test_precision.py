@@ -86,3 +86,15 @@ def test_the_check_knows_a_wrong_gradient_from_rounding(monkeypatch):
     bfloat16_is_sound.cache_clear()
     assert not bfloat16_is_sound(CPU, conv)
     bfloat16_is_sound.cache_clear()
+
+
+def test_looking_changes_nothing_of_what_learns_without_a_gradient():
+    """A codebook does, in its forward pass; a training that is resumed looks again."""
+    from medgen.models import vq
+
+    codec = vq.build(1, 0, channels=(8, 16), latent_channels=2, codes=16)
+    before = {key: value.clone() for key, value in codec.state_dict().items()}
+    unsound([codec], lambda: codec.encode(torch.randn(1, 1, 8, 8, 8), None), CPU)
+    assert all(torch.equal(value, before[key]) for key, value in codec.state_dict().items())
+    codec.encode(torch.randn(1, 1, 8, 8, 8), None)
+    assert not torch.equal(codec.book.embedding.weight, before["net.quantizer.quantizer.embedding.weight"])
