@@ -203,7 +203,7 @@ def test_a_dataset_is_not_gone_on_with_in_another_format(first: str, second: str
     if first == second:
         assert open_writer(second, tmp_path, INFO).committed() == {"a"}
     else:
-        with pytest.raises(InputError, match="choose an empty folder"):
+        with pytest.raises(InputError, match="choose an empty"):
             open_writer(second, tmp_path, INFO)
     assert snapshot(tmp_path) == before
 
@@ -213,7 +213,7 @@ def test_a_dataset_is_not_gone_on_with_in_another_format(first: str, second: str
 def test_files_of_others_are_not_written_over(kind: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match="choose an empty folder"):
+    with pytest.raises(InputError, match="choose an empty"):
         open_writer(kind, tmp_path, INFO)
     assert (tmp_path / name).read_text() == "mine"
 
