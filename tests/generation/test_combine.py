@@ -80,9 +80,9 @@ def test_each_synthetic_case_trains_in_its_own_fold_only(kind, cohort, parts, tm
     assert {c.case_id for c in again if c.synthetic} == {c.case_id for c in again if "syn" in c.case_id}
     for seed in range(3):  # a run on the combined dataset holds out real cases alone
         sides = assign(again, validation=0.4, seed=seed)
-        # nnU-Net's split is that of one fold, which leaves out what the others' models made.
+        # The split is that of one fold, which leaves out what the others' models made.
         where = {sides[c.case_id] for c in again if c.synthetic}
-        assert where == ({"train", "test"} if kind == "nnunet" else {"train"}) and "val" in sides.values()
+        assert where == {"train", "test"} and "val" in sides.values()
     kinds = {p.name: nib.load(p).get_data_dtype().kind for p in tmp_path.rglob("*.nii.gz")}
     if kind != "decathlon":  # whose channels share a file
         assert {k for name, k in kinds.items() if "T1w" in name or "_0000" in name} == {"i"}
