@@ -180,8 +180,8 @@ def refuse_others(root: Path) -> None:
     found = next((p for pattern in _OF_A_DATASET for p in sorted(root.glob(pattern))), None)
     if found is not None:
         raise InputError(
-            f"{root} holds another dataset or a part of one, which medgen did not write ({found.name}); choose an empty "
-            "folder"
+            f"{root} holds another dataset or a part of one, which medgen did not write ({found.name}); choose an "
+            "empty folder"
         )
 
 
