@@ -34,7 +34,8 @@ def likeness(
     # A segmenter tells cases that it has seen from others: the floor is best that of cases that it has not.
     floor = train[reference.floor_rows]
     n = min(map(len, (real, floor, ours)))
-    sides = {name: _side(train, real, other) for name, other in (("floor", floor), ("samples", ours))}
+    bandwidth = median_bandwidth(train)
+    sides = {name: _side(bandwidth, real, other) for name, other in (("floor", floor), ("samples", ours))}
     rng = np.random.default_rng([seed, 1])
     values: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}
     replicates: dict[str, list[dict[str, float]]] = {name: [] for name in (*sides, "excess")}
@@ -81,7 +82,8 @@ def nearer(
     """
     project = reference.projection
     real, train, *both = (project(m.features) for m in (reference.held_out, reference.train, first, second))
-    sides = [_side(train, real, other) for other in both]
+    bandwidth = median_bandwidth(train)
+    sides = [_side(bandwidth, real, other) for other in both]
     n = min(map(len, (real, *both)))
     rng = np.random.default_rng([seed, 2])
     values: list[dict[str, float]] = []
@@ -121,6 +123,6 @@ def _kernels(
     return kernel(x, x), kernel(y, y), kernel(x, y)
 
 
-def _side(train: np.ndarray, real: np.ndarray, other: np.ndarray) -> _Side:
-    gaussian = partial(rbf, bandwidth=median_bandwidth(train))
+def _side(bandwidth: float, real: np.ndarray, other: np.ndarray) -> _Side:
+    gaussian = partial(rbf, bandwidth=bandwidth)
     return _Side(real, other, {"mmd": _kernels(gaussian, real, other), "mmd_poly": _kernels(polynomial, real, other)})

@@ -91,7 +91,7 @@ def read(
     names_of = {f"sub-{s.sub}": s.case_id for s in cases}
     split = folds.split(path, fold, names_of.values(), lambda name: names_of.get(name, name)) if own else {}
     if split:
-        notes.append(f"{folds.SPLITS}: the cases are on the sides of fold {fold}; the option fold reads another")
+        notes.append(folds.of_fold(fold))
     return Cohort(
         name=_name(path),
         root=path,

@@ -86,7 +86,7 @@ def read(path: Path, *, include_test: bool = False, fold: int = 0, texts: Sequen
     split = folds.split(path, fold, cases)
     notes = [*table.notes]
     if split:
-        notes.append(f"{folds.SPLITS}: the cases are on the sides of fold {fold}; the option fold reads another")
+        notes.append(folds.of_fold(fold))
     elif any("fold" in entry for entry, _ in entries):
         notes.append(f'{said_in}: "fold" of the entries is not read; write {folds.SPLITS} beside it for that')
     known = {*sides, "test"}

@@ -83,6 +83,11 @@ def told(info: DatasetInfo, sidecars: Sidecars) -> str:
     )
 
 
+def of_fold(fold: int) -> str:
+    """What a reader says of a split that is a fold's."""
+    return f"{SPLITS}: the cases are on the sides of fold {fold}; the option fold reads another"
+
+
 def split(root: Path, fold: int, cases: Collection[str], name: Callable[[str], str] = str) -> dict[str, str]:
     """The side of each case in a fold of ``splits_final.json``; empty where there is no such file.
 

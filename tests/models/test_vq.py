@@ -1,7 +1,4 @@
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from medgen.models import codebook, vq
 from medgen.store.latents import Latents
 from medgen.training import checkpoint
 from medgen.training.ema import Ema
+from tests.processes import run_two
 from tests.tiny import TINY
 
 
@@ -180,11 +178,7 @@ leave()
 
 def test_two_processes_start_unused_codes_again_alike(tmp_path):
     """Each has other latents to start from; a mean of two would be nobody's."""
-    script = tmp_path / "books.py"
-    script.write_text(BOOKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=120, env=environment, capture_output=True)
+    run_two(BOOKS, tmp_path)
     first, second = (load_file(tmp_path / f"book{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 

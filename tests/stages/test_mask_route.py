@@ -257,11 +257,15 @@ def test_cases_without_a_label_train_the_image_model(tiny_run, tmp_path):
     assert torch.isfinite(torch.from_numpy(sample.images["T1w"].data.astype(np.float32))).all()
 
 
+def segmenting(steps):
+    raw = copy.deepcopy(TINY)
+    raw["data"] |= {"unlabelled": "segment", "segmenter_steps": steps}
+    return config.build(raw, "test")
+
+
 def test_cases_without_a_label_can_be_segmented_first(tiny_run, tmp_path):
     fold, hidden = view(tiny_run, tmp_path, 0.5)
-    raw = copy.deepcopy(TINY)
-    raw["data"] |= {"unlabelled": "segment", "segmenter_steps": 3}
-    cfg = config.build(raw, "test")
+    cfg = segmenting(3)
     under_way = Run(cfg, tmp_path / "run", lambda *_: None, fold=fold)
     pipeline._run_stages(under_way, pipeline.STAGES, "latents")
     keys = {case.key for case in under_way.prepared.cases if case.case_id in hidden}
@@ -288,9 +292,7 @@ def test_cases_without_a_label_can_be_segmented_first(tiny_run, tmp_path):
 
 def test_a_label_that_a_case_has_by_now_is_not_replaced_by_one_that_was_made_for_it(tiny_run, tmp_path):
     fold, _ = view(tiny_run, tmp_path, 0.5)
-    raw = copy.deepcopy(TINY)
-    raw["data"] |= {"unlabelled": "segment", "segmenter_steps": 1}
-    cfg = config.build(raw, "test")
+    cfg = segmenting(1)
     first = Run(cfg, tmp_path / "run", lambda *_: None, fold=fold)
     pipeline._run_stages(first, pipeline.STAGES, "segmented")
     assert (tmp_path / "run" / "segmented" / "index.json").is_file() and first.lacks_labels

@@ -1,12 +1,8 @@
-import os
-import signal
-import subprocess
-import sys
-
 import torch
 from safetensors.torch import load_file
 
 from medgen.training.distributed import World
+from tests.processes import run_two
 
 SCRIPT = """
 import sys
@@ -52,19 +48,7 @@ leave()
 
 
 def test_two_processes_hold_equal_weights_and_one_writes(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, str(tmp_path)], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as torchrun:
-        try:
-            _, said = torchrun.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            os.killpg(torchrun.pid, signal.SIGKILL)  # its children too
-            raise
-    assert torchrun.returncode == 0, said[-2000:]
+    run_two(SCRIPT, tmp_path)
     first, second = (load_file(tmp_path / f"rank{r}of2.safetensors") for r in (0, 1))
     for key, value in first.items():
         assert torch.equal(value, second[key])
