@@ -45,6 +45,8 @@ def test_a_dry_run_prints_the_commands(recipe, tmp_path, monkeypatch):
     (folds[1] / "checkpoint_latest.pth").write_bytes(b"")
     again = [line for line in invoke(recipe, *words).output.splitlines() if line.startswith("nnUNetv2_train")]
     assert again == ["nnUNetv2_train 702 3d_fullres 1 -tr nnUNetTrainer_100epochs --c"]
+    slow = [line for line in invoke(recipe, *words, "--device", "cpu").output.splitlines() if "_train" in line]
+    assert slow == ["nnUNetv2_train 702 3d_fullres 1 -tr nnUNetTrainer_100epochs -device cpu --c"]
     assert not (tmp_path / "raw").exists()
 
 

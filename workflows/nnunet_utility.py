@@ -32,10 +32,11 @@ SPLITS = "splits_final.json"
 
 
 def commands(
-    dataset: int, name: str, configuration: str, trainer: str, raw: Path, ready: Path, results: Path
+    dataset: int, name: str, configuration: str, trainer: str, device: str, raw: Path, ready: Path, results: Path
 ) -> list[list[str]]:
     """What is run, in order; what is finished is left out, trainings begun go on."""
     found = []
+    on = [] if device == "cuda" else ["-device", device]
     if not (ready / name / SPLITS).is_file():  # put there when the preprocessing is done
         plan = ["nnUNetv2_plan_and_preprocess", "-d", str(dataset), "-c", configuration, "--verify_dataset_integrity"]
         found.append(plan)
@@ -44,12 +45,24 @@ def commands(
         if (folder / "validation" / "summary.json").is_file():
             continue
         go_on = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
-        found.append(["nnUNetv2_train", str(dataset), configuration, str(fold), "-tr", trainer, *go_on])
+        found.append(["nnUNetv2_train", str(dataset), configuration, str(fold), "-tr", trainer, *on, *go_on])
     for fold, arm in enumerate(ARMS):
         said = ["-i", str(raw / name / "imagesTs"), "-o", str(results / name / f"predicted_{arm.replace(' ', '_')}")]
         if (raw / name / "imagesTs").is_dir():  # further cases of the user's own
             found.append(
-                ["nnUNetv2_predict", *said, "-d", str(dataset), "-c", configuration, "-tr", trainer, "-f", str(fold)]
+                [
+                    "nnUNetv2_predict",
+                    *said,
+                    "-d",
+                    str(dataset),
+                    "-c",
+                    configuration,
+                    "-tr",
+                    trainer,
+                    "-f",
+                    str(fold),
+                    *on,
+                ]
             )
     return found
 
@@ -90,6 +103,7 @@ def nnunet_utility(
     trainer: Annotated[str, typer.Option(help="nnU-Net's trainer, for example nnUNetTrainer_100epochs.")] = (
         "nnUNetTrainer"
     ),
+    device: Annotated[str, typer.Option(help="Where nnU-Net runs: cuda, cpu or mps.")] = "cuda",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, write and train nothing.")] = False,
 ) -> None:
     """Export both arms, train nnU-Net on each, and print the paired difference on the held-out cases."""
@@ -100,7 +114,7 @@ def nnunet_utility(
         Path(os.environ.get(v, f"${v}")) for v in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     )
     name = f"Dataset{dataset:03d}_utility{size}"
-    asked = commands(dataset, name, configuration, trainer, raw, ready, results)
+    asked = commands(dataset, name, configuration, trainer, device, raw, ready, results)
     if dry_run:
         print(f"# real and synthetic cases of size {size} of {run} go to {raw / name}")
         print(f"# its {SPLITS} goes to {ready / name}: fold 0 is {ARMS[0]}, fold 1 is {ARMS[1]}")

@@ -16,7 +16,7 @@ from medgen.stages.run import SEGMENTED, with_known
 from medgen.store.pool import SHARE
 from medgen.store.prepared import Prepared
 from medgen.training.autoencoder import VALIDATED
-from medgen.training.diffusion import BANDS, LEVELS_A_BAND
+from medgen.training.diffusion import BANDS, HELD_OUT_SHARE, LEVELS_A_BAND, TRAINING_SHARE
 from medgen.training.ema import GAMMAS
 
 REPORT = "report"
@@ -106,7 +106,7 @@ def amounts(
     found |= {
         "autoencoder": _codec(c, store, training, held_out, memory_bytes),
         "latents": Amount((cases - training) * (2 if c.latents.mirror else 1) + rows, "encoding", {parts.ENCODE: 1.0}),
-        "diffusion": _diffusion(c, store, sampling, rows, held_out),
+        "diffusion": _diffusion(c, store, sampling, rows, held_out, memory_bytes),
     }
     drawn = asked
     if c.distil is not None:
@@ -148,7 +148,9 @@ def _codec(c: Config, store: Prepared, training: int, held_out: int, memory_byte
     return Amount(_steps(a.training), "step", {parts.CODEC_STEP: 1.0}, beside, a.training.minutes, cohort)
 
 
-def _diffusion(c: Config, store: Prepared, sampling: Sampling, rows: int, held_out: int) -> Amount:
+def _diffusion(
+    c: Config, store: Prepared, sampling: Sampling, rows: int, held_out: int, memory_bytes: int | None
+) -> Amount:
     d = c.diffusion
     whole = 1.0 if d.patch is None else d.full_share
     each = {name: share for name, share in ((parts.DENOISER_STEP, whole), (parts.CROP_STEP, 1 - whole)) if share > 0}
@@ -157,11 +159,16 @@ def _diffusion(c: Config, store: Prepared, sampling: Sampling, rows: int, held_o
     panel = _PANEL_ROWS * sampling.plain("heun", _PANEL_STEPS).rows
     times = _validations(d.training)
     beside = {parts.FORWARD: float(times * (bands + curve + panel)), parts.DECODE: float(times * _PANEL_ROWS)}
-    # Mean, log-variance, standardised mean for the memorisation curve, and a weight a latent; in float32.
     channels = int(c.autoencoder.options.get("latent_channels", 4))
     stride = with_known(resolve("models", c.autoencoder.kind, "stride"), c.autoencoder.options)
-    latents = prod(store.shape) // stride**3
-    resident = 4 * latents * (3 * channels + 1) * (rows + held_out)
+    # Mean and log-variance in float32, a byte a weight, and of a mask a byte or two a voxel.
+    of_a_latent = 8 * channels + d.mask_padding
+    if c.pairs == "mask":
+        of_a_latent += stride**3 * (1 if len(store.label_values) <= 127 else 2)
+    of_a_row = of_a_latent * (prod(store.shape) // stride**3)
+    kept = ((TRAINING_SHARE, of_a_row * rows), (HELD_OUT_SHARE, of_a_row * held_out))
+    # What exceeds its share of the device is read from disk.
+    resident = sum(size for share, size in kept if memory_bytes is None or size <= share * memory_bytes)
     return Amount(_steps(d.training), "step", each, beside, d.training.minutes, resident)
 
 

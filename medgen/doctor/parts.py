@@ -24,6 +24,7 @@ from medgen.models.text import TextStates
 from medgen.registry import resolve
 from medgen.stages.codec import autoencoder_task
 from medgen.stages.run import Run
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import LatentStatistics
 from medgen.training.autoencoder import AutoencoderTask
 from medgen.training.diffusion import DiffusionTask, LatentSet
@@ -155,10 +156,12 @@ class Networks:
         cond = self.cond.rows(slice(0, batch))
         if tuple(extent) != self.latent[1:]:
             cond = cond.crop(crop_box((0, 0, 0), extent, self.latent[1:]).to(self.device))
+        weight = torch.ones_like(mean[:, :1]) if d.mask_padding else None
+        rows = LatentRows(mean, torch.zeros_like(mean), self.device, weight=weight, masks=cond.mask)
         return DiffusionTask(
             self.network,
             self.process,
-            LatentSet(mean, torch.zeros_like(mean), cond, torch.ones_like(mean[:, :1]) if d.mask_padding else None),
+            LatentSet(rows, replace(cond, mask=None)),
             LatentStatistics((0.0,) * size[0], (1.0,) * size[0]),
             None,
             batch=batch,

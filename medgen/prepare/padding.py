@@ -53,7 +53,7 @@ def weights(reached_N: np.ndarray, known_: np.ndarray) -> np.ndarray | None:
         known_: (x, y, z) bool, see :func:`known`.
 
     Returns:
-        (N, 1, x, y, z) float32; None where everything counts.
+        (N, 1, x, y, z) bool; None where everything counts.
     """
     counts = reached_N | ~known_
-    return None if counts.all() else counts[:, None].astype(np.float32)
+    return None if counts.all() else counts[:, None]

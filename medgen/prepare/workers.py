@@ -1,8 +1,10 @@
-"""Run a function over jobs, here or in processes; the first error ends all."""
+"""Run a function over jobs, here, in processes or ahead in threads; the first error ends all."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -52,6 +54,28 @@ def each(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         return [future.result() for future in futures]
+
+
+def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """Results in the order of the jobs, of which threads make the next while the caller uses one.
+
+    For functions whose time goes into SimpleITK, SciPy and NumPy, which let other threads run.
+
+    Args:
+        function: of one job.
+        jobs: taken when a thread is free for them.
+        workers: threads; as many results wait at most.
+    """
+    left, waiting = iter(jobs), deque[Future[Result]]()
+    with one_thread(), ThreadPoolExecutor(max(1, workers), thread_name_prefix="medgen-ahead") as pool:
+        try:
+            waiting.extend(pool.submit(function, job) for job in islice(left, max(1, workers)))
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, job) for job in islice(left, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _one_thread_for_good() -> None:

@@ -28,7 +28,7 @@ def augmented(
     """One augmented copy of a case, a pure function of its arguments.
 
     Args:
-        image: (C, X, Y, Z) in [-1, 1], -1 where there is nothing.
+        image: (C, X, Y, Z) in [-1, 1], -1 where there is nothing; no channel for label maps alone.
         ids: (X, Y, Z) label ids, -1 where unknown; or None.
         reached: (X, Y, Z) bool, where the case's files reach.
         augmentation: what may happen.
@@ -44,15 +44,16 @@ def augmented(
     matrix[:3, :3] = draws.linear[0]
     matrix[:3, 3] = warp.origins(draws.linear, draws.shift, np.zeros((1, 3)), extent)[0]
     extended = _Extension.of(reached, matrix)
-    made, holds = [], []
-    for channel in image:
+    copy = np.empty(image.shape, np.float32)  # without a channel where label maps alone are learnt
+    holds = np.empty(image.shape, bool)
+    for k, channel in enumerate(image):
         whole = extended(channel)
-        made.append(resample_image(whole, extended.matrix, extent, fill=_NOTHING, interpolation="bspline"))
-        holds.append(resample_label((whole > _NOTHING).astype(np.uint8), extended.matrix, extent) > 0)
-    patch = torch.from_numpy(np.stack(made))
-    bank = NoiseBank(key[0], patch[0].numel(), patch.device) if augmentation.noise > 0 else None
-    augment.recolour_patch(patch, draws, 0, bank)
-    copy = np.where(np.stack(holds) & reached, patch.numpy().clip(-1.0, 1.0), _NOTHING).astype(np.float32)
+        copy[k] = resample_image(whole, extended.matrix, extent, fill=_NOTHING, interpolation="bspline")
+        holds[k] = resample_label((whole > _NOTHING).astype(np.uint8), extended.matrix, extent) > 0
+    if len(image):
+        bank = NoiseBank(key[0], copy[0].size, torch.device("cpu")) if augmentation.noise > 0 else None
+        augment.recolour_patch(torch.from_numpy(copy), draws, 0, bank)
+    copy = np.where(holds & reached, copy.clip(-1.0, 1.0), _NOTHING)
     if ids is None or not (ids >= 0).any():
         return copy, ids
     # What is unknown competes for a voxel as one more label.

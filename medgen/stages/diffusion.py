@@ -1,7 +1,6 @@
 """Stage diffusion."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,9 +20,10 @@ from medgen.stages.codec import trained_codec
 from medgen.stages.conditions import derived_row, fit_encoder
 from medgen.stages.masks import mask_input
 from medgen.stages.run import Run, schedule_of
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import Latents
 from medgen.training import ema
-from medgen.training.diffusion import Crops, DiffusionTask, LatentSet, choice
+from medgen.training.diffusion import HELD_OUT_SHARE, TRAINING_SHARE, Crops, DiffusionTask, LatentSet, choice
 from medgen.training.distributed import world
 from medgen.training.keep import NAME, BestKeeper, read_kept
 from medgen.training.loop import train
@@ -39,21 +39,21 @@ def diffusion(run: Run) -> None:
     stored = Latents(run.folder / "latents")
     encoder, cases = fit_encoder(run)
     training, held_rows = stored.rows(run.train_cases()), stored.rows(run.held_out_cases(), mirrored=False)
-    train_set = latent_set(run, stored, encoder, cases, training)
-    held_out = latent_set(run, stored, encoder, cases, held_rows) if held_rows else None
+    train_set = latent_set(run, stored, encoder, cases, training, TRAINING_SHARE)
+    held_out = latent_set(run, stored, encoder, cases, held_rows, HELD_OUT_SHARE) if held_rows else None
     if encoder.states is not None and encoder.states.cut:
         remark = f"{encoder.states.cut} texts are longer than covariates.text_tokens and were cut"
         run.progress("diffusion", 0, 1, remark)
     process = resolve("diffusion", c.process, "build")(**c.process_options)
     codec = trained_codec(run)
     torch.manual_seed(run.config.seed)
-    fresh = build_network(run.network_kind(), train_set.mean.shape[1], encoder.schema, mask_input(run)).to(device)
+    fresh = build_network(run.network_kind(), train_set.rows.channels, encoder.schema, mask_input(run)).to(device)
     network = start_network(run, fresh, encoder)
     m = c.memorisation
     # Always the same solver: which weights are kept must not depend on how samples are drawn later.
     sampler = resolve("sampling", "heun", "sample")
     # What new patients would ask for; without held-out cases, what the training cases have.
-    asked = (held_out or train_set).cond
+    asked = held_out or train_set
 
     @torch.no_grad()
     def samples(averaged: torch.nn.Module, n: int, steps: int) -> torch.Tensor:
@@ -61,20 +61,21 @@ def diffusion(run: Run) -> None:
         drawn = []
         for first in range(0, n, c.training.batch):
             keys = [Key(0, i) for i in range(first, min(first + c.training.batch, n))]
-            cond = asked.rows(torch.tensor([key.index % len(asked) for key in keys], device=device))
-            shape = (len(keys), *train_set.mean.shape[1:])
+            cond = asked.conditions([key.index % len(asked) for key in keys])
+            shape = (len(keys), train_set.rows.channels, *train_set.rows.extent)
             noise = streams(keys, shape[1:], device)
             drawn.append(process.sample(process.as_model(averaged), shape, cond, sampler, noise, steps=steps))
         return torch.cat(drawn)
 
     @torch.no_grad()
     def draw(averaged: torch.nn.Module) -> np.ndarray:
-        x = samples(averaged, min(_PANEL_SEEDS, len(asked)), 8)
+        n = min(_PANEL_SEEDS, len(asked))
+        x, mask = samples(averaged, n, 8), asked.conditions(range(n)).mask
         out = tiling.decode(codec, stored.statistics.restore(x), tile=run.config.generate.tile)
         images = out.image.float().clamp(-1, 1).cpu().numpy()
         ids = None if out.label_logits is None else out.label_logits.argmax(dim=1).cpu().numpy()
-        if asked.mask is not None:
-            ids = from_cells(asked.mask[: len(x)]).clamp(min=0).cpu().numpy()
+        if mask is not None:
+            ids = from_cells(mask).clamp(min=0).cpu().numpy()
         return rows_of_slices([(images[b], None if ids is None else ids[b]) for b in range(len(images))])
 
     here = world(device)
@@ -83,11 +84,10 @@ def diffusion(run: Run) -> None:
         subjects = [run.store.cases[stored.cases[r]].subject_id for r in training]
         order = numbered(subjects)
         yardstick = Memorisation(
-            train_set.mean,
-            train_set.logvar,
+            train_set.rows,
             stored.statistics,
             [order[subject] for subject in subjects],
-            (held_out.mean, held_out.logvar) if held_out else None,
+            held_out.rows if held_out else None,
             m.quantile,
         )
     task = DiffusionTask(
@@ -117,9 +117,14 @@ def diffusion(run: Run) -> None:
 
 
 def latent_set(
-    run: Run, stored: Latents, encoder: ConditionEncoder, cases: Sequence[dict[str, Value]], rows: Sequence[int]
+    run: Run,
+    stored: Latents,
+    encoder: ConditionEncoder,
+    cases: Sequence[dict[str, Value]],
+    rows: Sequence[int],
+    share: float,
 ) -> LatentSet:
-    """Some rows of the stored latents with their conditions, on the device.
+    """Some rows of the stored latents with their conditions.
 
     Args:
         run: the experiment.
@@ -127,8 +132,8 @@ def latent_set(
         encoder: of the conditions.
         cases: covariates of every prepared case.
         rows: of the latents.
+        share: of the device's memory that they may take.
     """
-    mean, logvar = (torch.from_numpy(np.array(a[list(rows)])).to(run.device) for a in (stored.mean, stored.logvar))
     values = []
     for r in rows:
         row, again = cases[stored.cases[r]], stored.volumes_ml[r]
@@ -139,9 +144,8 @@ def latent_set(
     if run.config.diffusion.mask_padding and stored.reached is not None:
         # What enough training cases show is known; held-out cases are judged by the same.
         known = padding.known(stored.reached[stored.rows(run.train_cases(), mirrored=False)])
-        weight = padding.weights(stored.reached[list(rows)], known)
-    counts = None if weight is None else torch.from_numpy(weight).to(run.device)
-    cond = encoder.encode(values).to(run.device)
-    if stored.masks is not None:
-        cond = replace(cond, mask=torch.from_numpy(np.array(stored.masks[list(rows)])).to(run.device))
-    return LatentSet(mean, logvar, cond, counts)
+        weight = padding.weights(stored.reached, known)
+    kept = LatentRows(
+        stored.mean, stored.logvar, run.device, index=rows, weight=weight, masks=stored.masks, share=share
+    )
+    return LatentSet(kept, encoder.encode(values).to(run.device))

@@ -1,7 +1,9 @@
 """Stage latents."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,27 +11,29 @@ import torch.nn.functional as F
 
 from medgen.cohort.schema import volume_column
 from medgen.models import tiling
+from medgen.models.codec import Codec
 from medgen.models.mask import to_cells
 from medgen.prepare.grid import GeometryRecord
 from medgen.prepare.padding import reached
+from medgen.prepare.workers import in_order
 from medgen.stages.ancestor import start_statistics
 from medgen.stages.codec import trained_codec
 from medgen.stages.copies import augmented
 from medgen.stages.masks import follows_masks
 from medgen.stages.run import Run
 from medgen.store.augment import Augmentation
-from medgen.store.latents import Latents, LatentStatistics
+from medgen.store.latent_writer import LatentWriter
 
 
 @dataclass(frozen=True)
 class _Encodable:
-    """A case, or an augmented copy of it: tensors (1, ...) on the device.
+    """A case, or an augmented copy of it.
 
     Attributes:
         copy: 0 for the case itself.
         image: (1, C, X, Y, Z) float32.
-        label: (1, X, Y, Z) int64, -1 where a case has none; None for a cohort without labels.
-        reached: (1, 1, X, Y, Z) float32, 1 where the case's files reach.
+        label: (1, X, Y, Z) integers, -1 where a case has none; None for a cohort without labels.
+        reached: (1, 1, X, Y, Z) bool, where the case's files reach.
         volumes_ml: of the label, where it was measured again.
     """
 
@@ -39,97 +43,80 @@ class _Encodable:
     reached: torch.Tensor
     volumes_ml: Mapping[str, float] | None
 
+    def on(self, device: torch.device) -> "_Encodable":
+        """On a device, in the types that are computed with."""
+        label = None if self.label is None else self.label.to(device).long()
+        return replace(self, image=self.image.to(device), label=label, reached=self.reached.to(device).float())
+
     def mirrored(self) -> "_Encodable":
         """Left for right."""
         label = None if self.label is None else self.label.flip(1)
         return replace(self, image=self.image.flip(2), label=label, reached=self.reached.flip(2))
 
 
-class _Rows:
-    """Rows of one array that is allocated once.
-
-    Small arrays that stay, made between large ones that go, would keep the heap from giving those back: 22 GB for the
-    110 MB of 1,500 latents.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count, self.array = count, np.empty(0)
-
-    def put(self, row: int, tensor: torch.Tensor) -> None:
-        """Copy a tensor into its row."""
-        value = tensor.detach().cpu().numpy()
-        if not self.array.size:
-            self.array = np.empty((self.count, *value.shape), value.dtype)
-        self.array[row] = value
-
-
 @torch.no_grad()
 def latents(run: Run) -> None:
-    """Encode every case, its augmented copies where it is a training case, and the mirror images where asked."""
+    """Encode every case, its augmented copies where it is a training case, and the mirror images where asked.
+
+    Copies are made on the CPU while others are encoded. An encoding that was killed goes on with the first case that
+    is not on disk.
+    """
     codec, store, c = trained_codec(run), run.store, run.config.latents
-    cases: list[int] = []
-    mirrored, copies, volumes = [], [], []
     training = set(run.train_cases())
-    count = (len(store.cases) + c.copies * len(training)) * (2 if c.mirror else 1)
-    mean, logvar, there, masks = (_Rows(count) for _ in range(4))
-    for i in range(len(store.cases)):
-        for one in _encodables(run, i, c.copies if i in training else 0):
-            for side in (one, one.mirrored()) if c.mirror else (one,):
-                posterior = tiling.encode(codec, side.image, side.label if codec.labels else None, tile=c.tile)
-                row = len(cases)
-                if follows_masks(run) and side.label is not None:
-                    masks.put(row, to_cells(side.label, codec.stride)[0])
-                mean.put(row, posterior.mean[0].float())
-                logvar.put(row, posterior.logvar[0].float())
-                # A latent is padding where all of its voxels are.
-                there.put(row, F.max_pool3d(side.reached, codec.stride)[0, 0].bool())
-                cases.append(i)
-                mirrored.append(side is not one)
-                copies.append(one.copy)
-                volumes.append(one.volumes_ml)
-        run.progress("latents", i + 1, len(store.cases), "cases")
-    rows = [r for r, i in enumerate(cases) if i in training]
-    Latents.write(
-        run.folder / "latents",
-        mean.array,
-        logvar.array,
-        cases,
-        mirrored,
-        start_statistics(run) or LatentStatistics.measure(mean.array[rows], logvar.array[rows]),
-        copies=copies,
-        volumes_ml=volumes,
-        reached=there.array,
-        masks=masks.array if masks.array.size else None,
-    )
+    copies = [c.copies if i in training else 0 for i in range(len(store.cases))]
+    count = (len(copies) + sum(copies)) * (2 if c.mirror else 1)
+    with LatentWriter(run.folder / "latents", count) as writer:
+        first = 1 + max(writer.cases, default=-1)
+        jobs = [(i, k) for i in range(first, len(copies)) for k in range(1 + copies[i])]
+        made = in_order(partial(_encodable, run), jobs, run.config.workers or os.cpu_count() or 1)
+        for (i, k), one in zip(jobs, made, strict=True):
+            plain = one.on(run.device)
+            for side in (plain, plain.mirrored()) if c.mirror else (plain,):
+                arrays = _encoded(run, codec, side)
+                writer.add(arrays, i, mirrored=side is not plain, copy=k, volumes_ml=one.volumes_ml)
+            if k == copies[i]:
+                writer.commit()
+                run.progress("latents", i + 1, len(copies), "cases")
+        writer.finish(start_statistics(run), training)
 
 
-def _encodables(run: Run, i: int, copies: int) -> Iterator[_Encodable]:
-    """A case and its augmented copies, each a pure function of (seed, case, number)."""
-    store, device, augment = run.store, run.device, run.config.latents.augment.values()
+def _encoded(run: Run, codec: Codec, one: _Encodable) -> dict[str, np.ndarray]:
+    """A row of the latents."""
+    posterior = tiling.encode(codec, one.image, one.label if codec.labels else None, tile=run.config.latents.tile)
+    found = {
+        "mean": posterior.mean[0].float(),
+        "logvar": posterior.logvar[0].float(),
+        # A latent is padding where all of its voxels are.
+        "reached": F.max_pool3d(one.reached, codec.stride)[0, 0].bool(),
+    }
+    if follows_masks(run) and one.label is not None:
+        narrow = torch.int8 if len(run.store.label_values) <= torch.iinfo(torch.int8).max else torch.int16
+        found["masks"] = to_cells(one.label, codec.stride)[0].to(narrow)
+    return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+
+def _encodable(run: Run, job: tuple[int, int]) -> _Encodable:
+    """A case (k = 0) or its k-th augmented copy, a pure function of (seed, case, k)."""
+    (i, k), store = job, run.store
     case = store.cases[i]
-    image = np.asarray(store.image(i), dtype=np.float32)
-    ids = None
+    image: np.ndarray = np.array(store.image(i), dtype=np.float32)
+    ids = label = None
     if len(store.label_values) > 1:
-        ids = store.label(i).astype(np.int16) if case.has_label else np.full(store.shape, -1, dtype=np.int16)
-    there = reached(GeometryRecord.from_json(case.geometry))
-
-    def encodable(k: int, image: np.ndarray, ids: np.ndarray | None, volumes: Mapping[str, float] | None) -> _Encodable:
-        label = None if ids is None else torch.from_numpy(ids)[None].long().to(device)
-        return _Encodable(
-            k,
-            torch.from_numpy(image)[None].to(device),
-            label,
-            torch.from_numpy(there)[None, None].float().to(device),
-            volumes,
-        )
-
-    yield encodable(0, image, ids, None)
-    if not copies or augment is None:
-        return
-    augmentation = Augmentation(**augment, spacing_mm=store.spacing_mm)
-    for k in range(1, copies + 1):
-        made, label = augmented(image, ids, there, augmentation, (run.config.seed, i, k))
-        yield encodable(k, made, label, _volumes_again(run, i, ids, label) if case.has_label else None)
+        ids = label = store.label(i).astype(np.int16) if case.has_label else np.full(store.shape, -1, dtype=np.int16)
+    there, volumes = reached(GeometryRecord.from_json(case.geometry)), None
+    if k:
+        augment = run.config.latents.augment.values()
+        assert augment is not None, "the config refuses copies that nothing changes"
+        augmentation = Augmentation(**augment, spacing_mm=store.spacing_mm)
+        image, label = augmented(image, ids, there, augmentation, (run.config.seed, i, k))
+        volumes = _volumes_again(run, i, ids, label) if case.has_label else None
+    return _Encodable(
+        k,
+        torch.from_numpy(image)[None],
+        None if label is None else torch.from_numpy(label)[None],
+        torch.from_numpy(there)[None, None],
+        volumes,
+    )
 
 
 def _volumes_again(run: Run, i: int, before: np.ndarray | None, after: np.ndarray | None) -> Mapping[str, float] | None:

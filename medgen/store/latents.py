@@ -1,15 +1,14 @@
 """Latents on disk: posterior mean and logvar of every case, and the dataset's statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from medgen.errors import InputError
-from medgen.files import atomic, read_json, write_json
+from medgen.files import read_json
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,19 @@ class LatentStatistics:
         return mean, std
 
     @staticmethod
-    def measure(mean: np.ndarray, logvar: np.ndarray) -> "LatentStatistics":
-        """From arrays (N, C, x, y, z), in float64."""
-        axes = (0, 2, 3, 4)
-        centre = mean.mean(axis=axes, dtype=np.float64)
-        variance = mean.var(axis=axes, dtype=np.float64) + np.exp(logvar.astype(np.float64)).mean(axis=axes)
-        return LatentStatistics(tuple(centre.tolist()), tuple(np.sqrt(variance).clip(min=1e-6).tolist()))
+    def measure(mean: np.ndarray, logvar: np.ndarray, rows: Sequence[int]) -> "LatentStatistics":
+        """From some rows of arrays (N, C, x, y, z), in float64; one row at a time, for arrays may lie on disk."""
+        axes, count = (1, 2, 3), len(rows) * int(np.prod(mean.shape[2:]))
+        centre = np.sum([mean[r].sum(axis=axes, dtype=np.float64) for r in rows], axis=0) / count
+        apart = (mean[r].astype(np.float64) - centre[:, None, None, None] for r in rows)
+        spread = np.sum([(a**2).sum(axis=axes) for a in apart], axis=0)
+        own = np.sum([np.exp(logvar[r].astype(np.float64)).sum(axis=axes) for r in rows], axis=0)
+        std = np.sqrt((spread + own) / count).clip(min=1e-6)
+        return LatentStatistics(tuple(centre.tolist()), tuple(std.tolist()))
 
 
 class Latents:
-    """A folder of latents: ``mean.npy``, ``logvar.npy`` (N, C, x, y, z) and ``index.json``, written last.
+    """A folder of latents: ``mean.npy``, ``logvar.npy`` (N, C, x, y, z) and ``index.json``, which came last.
 
     Row r belongs to case ``cases[r]`` (its index in the prepared store); ``mirrored[r]`` says that it encodes the
     left-right flipped case, ``copies[r]`` that it encodes the case's k-th augmented copy (0: the case itself), whose
@@ -89,30 +91,3 @@ class Latents:
             return False
         arrays = read_json(folder / "index.json").get("arrays", ["mean.npy", "logvar.npy"])
         return all((folder / name).is_file() for name in arrays)
-
-    @staticmethod
-    def write(
-        folder: Path,
-        mean: np.ndarray,
-        logvar: np.ndarray,
-        cases: Sequence[int],
-        mirrored: Sequence[bool],
-        statistics: LatentStatistics,
-        *,
-        copies: Sequence[int] | None = None,
-        volumes_ml: Sequence[Mapping[str, float] | None] | None = None,
-        reached: np.ndarray | None = None,
-        masks: np.ndarray | None = None,
-    ) -> "Latents":
-        """Write and open."""
-        arrays = {"mean.npy": mean.astype(np.float32), "logvar.npy": logvar.astype(np.float32)}
-        arrays |= {} if reached is None else {"reached.npy": reached.astype(bool)}
-        arrays |= {} if masks is None else {"masks.npy": masks.astype(np.int16)}
-        for name, array in arrays.items():
-            with atomic(folder / name) as temporary, temporary.open("wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-        index: dict[str, Any] = {"cases": list(cases), "mirrored": list(mirrored), "arrays": sorted(arrays)}
-        if copies is not None and any(copies):
-            index |= {"copies": list(copies), "volumes_ml": list(volumes_ml or [None] * len(cases))}
-        write_json(folder / "index.json", {**index, "mean": statistics.mean, "std": statistics.std})
-        return Latents(folder)

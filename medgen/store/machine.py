@@ -1,7 +1,9 @@
-"""How much memory the machine has, or the container that this runs in."""
+"""How much memory the machine has, or the container that this runs in, or a device."""
 
 import os
 from pathlib import Path
+
+import torch
 
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -14,3 +16,10 @@ def memory_bytes() -> int:
         if text.isdigit():
             total = min(total, int(text))
     return total
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a device, not what is free, for the same reason."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return memory_bytes()

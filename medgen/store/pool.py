@@ -124,7 +124,8 @@ class Pool:
         device: where the slots are.
         seed: of the experiment.
         rank: of this process.
-        shows: patches taken from a volume before the next takes its place; the smaller, the more the disk reads.
+        shows: patches taken from a volume before the next takes its place; the smaller, the more the disk reads. With
+            1 every load is shown once, in the order in which :class:`Resident` shows cases.
         ahead: spare slots.
         mix: of extra cases with others; None loads every case as often.
     """
@@ -151,7 +152,8 @@ class Pool:
         # Copies are asynchronous only from pinned memory; one staging place is enough for one thread.
         self._staging = tuple(torch.empty_like(a).pin_memory() for a in like) if self._cuda else ()
         self._stream = torch.cuda.Stream(device) if self._cuda else None
-        self._loads, self._turns = _order(cases, seed, rank, mix), Order(resident, [seed], [rank, 3])
+        self._loads = _order(cases, seed, rank, mix)
+        self._turns = Order(resident, [seed], [rank, 3]) if shows > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="medgen-pool")
         self._held: dict[int, tuple[int, Future[torch.cuda.Event | None]]] = {}
 
@@ -163,7 +165,7 @@ class Pool:
         """
         first = step * batch // self.shows
         self._request(first)
-        loads = first + self._turns(step * batch, batch)
+        loads = first + (np.arange(batch) if self._turns is None else self._turns(step * batch, batch))
         slots = loads % len(self.arrays[0])
         for slot in sorted(set(slots.tolist())):
             event = self._held[slot][1].result()
@@ -231,7 +233,9 @@ def held(
         mix: of extra cases with others; None shows every case as often.
     """
     like = load(0)
-    fitting = resident or max(1, int(SHARE * _memory_bytes(device)) // sum(a.numel() * a.element_size() for a in like))
+    fitting = resident or max(
+        1, int(SHARE * machine.device_bytes(device)) // sum(a.numel() * a.element_size() for a in like)
+    )
     if fitting < cases:
         return Pool(load, cases, resident=fitting, device=device, seed=seed, rank=rank, mix=mix)
     # Case by case into its place: the cohort is never held twice.
@@ -240,10 +244,3 @@ def held(
         for whole, own in zip(arrays, load(number), strict=True):
             whole[number].copy_(own)
     return Resident(arrays, seed=seed, rank=rank, mix=mix)
-
-
-def _memory_bytes(device: torch.device) -> int:
-    """All memory of a device, not what is free: what is shown must not depend on who else is running."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return machine.memory_bytes()

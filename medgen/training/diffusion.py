@@ -1,7 +1,7 @@
 """Training a latent diffusion model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,8 +9,9 @@ import torch
 from medgen.diffusion.process import Process
 from medgen.models.condition import Condition, crop_box
 from medgen.sampling.noise import generator
+from medgen.store.latent_rows import Index, LatentRows
 from medgen.store.latents import LatentStatistics
-from medgen.store.patches import Batch, Kind, PatchSampler
+from medgen.store.patches import Batch
 from medgen.training import ema
 from medgen.training.dropout import dropped
 from medgen.training.ema import Ema
@@ -19,23 +20,28 @@ from medgen.training.optimiser import adamw
 
 BANDS = ("low", "mid", "high")
 LEVELS_A_BAND = 3
+# Of a device's memory, for latents; what does not fit is read from disk, batch by batch.
+TRAINING_SHARE, HELD_OUT_SHARE = 0.4, 0.1
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Encodings of cases, on the device.
+    """Encodings of cases with their conditions.
 
     Attributes:
-        mean: (N, C, X, Y, Z) posterior means.
-        logvar: their log-variances.
-        cond: conditions of the N rows.
-        weight: (N, 1, X, Y, Z) how much each latent counts in the loss, 0 for padding; None where all count.
+        rows: N encodings.
+        cond: conditions of the N rows, without the masks, which are the rows' own.
     """
 
-    mean: torch.Tensor
-    logvar: torch.Tensor
+    rows: LatentRows
     cond: Condition
-    weight: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conditions(self, at: Index) -> Condition:
+        """Conditions of some rows, with their masks."""
+        return replace(self.cond.rows(at), mask=self.rows.at(at).mask)
 
 
 @dataclass(frozen=True)
@@ -97,20 +103,15 @@ class DiffusionTask:
         samples: Callable[[torch.nn.Module], torch.Tensor] | None = None,
         memorisation: Memorisation | None = None,
     ) -> None:
-        self.network, self.process, self.statistics, self.cond = network, process, statistics, train.cond
-        self.device, self.held_out, self.seed, self.batch = train.mean.device, held_out, seed, batch
+        self.network, self.process, self.statistics, self.train = network, process, statistics, train
+        self.device, self.held_out, self.seed, self.batch = train.rows.device, held_out, seed, batch
         self.draw, self.samples, self.memorisation, self.average = draw, samples, memorisation, average
         self.drop_all, self.drop_each, self.crops = drop_all, drop_each, crops
         self.key: tuple[int, ...] = (seed, rank) if rank else (seed,)
-        arrays = [train.mean, train.logvar, *([] if train.weight is None else [train.weight])]
-        self.extent = tuple(int(n) for n in train.mean.shape[2:])
-
-        def cropping(patch: Sequence[int]) -> PatchSampler:
-            kinds: list[Kind] = ["latent"] * len(arrays)
-            return PatchSampler(arrays, patch, batch, seed=seed, rank=rank, kinds=kinds)
-
-        self.whole = cropping(self.extent)
-        self.cropped = cropping(crops.patch) if crops else None
+        self.extent = train.rows.extent
+        extents = [self.extent, *([crops.patch] if crops else [])]
+        self.whole, *cropped = train.rows.samplers(extents, batch, seed=seed, rank=rank)
+        self.cropped = cropped[0] if cropped else None
         self.chosen = "long" if average == "auto" else average
         self.modules: Mapping[str, torch.nn.Module] = {"network": network}
         self.optimisers: Mapping[str, torch.optim.Optimizer] = {
@@ -120,21 +121,22 @@ class DiffusionTask:
     def step(self, step: int, share: float) -> Iterator[tuple[torch.Tensor, str, Mapping[str, torch.Tensor]]]:
         """One batch of whole latents, or of crops."""
         batch = self._batch(step)
-        mean, logvar, *weight = batch.arrays
+        mean, logvar, weight, mask = self.train.rows.named(batch.arrays)
         random = generator("train", *self.key[:1], step, *self.key[1:])
         # Layers draw from torch's own stream (dropout does): a resumed training repeats that too.
         torch.manual_seed(generator("layers", *self.key[:1], step, *self.key[1:]).initial_seed())
         draw, noise = torch.randn(2, *mean.shape, generator=random).to(self.device)
         x0 = self.statistics.standardise(mean + torch.exp(0.5 * logvar) * draw)
-        cond = self._dropped(self.cond.rows(torch.from_numpy(batch.cases).to(self.device)), random)
+        cond = self.train.cond.rows(torch.from_numpy(batch.cases).to(self.device))
         size = tuple(int(n) for n in mean.shape[2:])
         if size != self.extent:
             boxes = [crop_box(start, size, self.extent) for start in batch.starts.tolist()]
             cond = cond.crop(torch.stack(boxes).to(self.device))
+        cond = dropped(replace(cond, mask=mask), self.drop_all, self.drop_each, random)
         # One uniform number shared out over the batch (Kingma et al. 2021, arXiv:2107.00630, appendix I.1): every
         # batch sees the whole range of times, which steadies the gradient.
         uniform = (torch.rand(1, generator=random) + torch.arange(len(cond)) / len(cond)) % 1.0
-        loss = self.process.loss(self.network, x0, cond, noise, uniform, weight=weight[0] if weight else None).mean()
+        loss = self.process.loss(self.network, x0, cond, noise, uniform, weight=weight).mean()
         yield loss, "network", {"loss": loss}
 
     def _batch(self, step: int) -> Batch:
@@ -143,9 +145,6 @@ class DiffusionTask:
         # All processes crop in the same steps, so that none waits for another.
         whole = float(torch.rand(1, generator=generator("whole", self.seed, step))) < self.crops.full_share
         return (self.whole if whole else self.cropped)(step)
-
-    def _dropped(self, cond: Condition, random: torch.Generator) -> Condition:
-        return dropped(cond, self.drop_all, self.drop_each, random)
 
     @torch.no_grad()
     def validate(self, averages: Mapping[str, Ema]) -> Mapping[str, float]:
@@ -168,24 +167,18 @@ class DiffusionTask:
         return figures
 
     def _bands(self, network: torch.nn.Module, held_out: LatentSet) -> dict[str, float]:
-        x0 = fixed_draw(held_out.mean, held_out.logvar, self.statistics)
         levels = len(BANDS) * LEVELS_A_BAND
-        losses = []
-        for level in range(levels):
-            noise = torch.randn(x0.shape, generator=generator("validate", level)).to(self.device)
-            rows = [
-                self.process.loss(
-                    network,
-                    x0[at],
-                    held_out.cond.rows(at),
-                    noise[at],
-                    torch.full((len(x0[at]),), (level + 0.5) / levels),
-                    weight=None if held_out.weight is None else held_out.weight[at],
-                )
-                for at in (slice(i, i + self.batch) for i in range(0, len(x0), self.batch))
-            ]
-            losses.append(float(torch.cat(rows).mean()))
-        return {band: float(np.mean(part)) for band, part in zip(BANDS, np.split(np.array(losses), 3), strict=True)}
+        losses: list[list[torch.Tensor]] = [[] for _ in range(levels)]
+        for first in range(0, len(held_out), self.batch):
+            at = range(first, min(first + self.batch, len(held_out)))
+            x0, weight = fixed_draw(held_out.rows, at, self.statistics), held_out.rows.at(at).weight
+            for level in range(levels):
+                noise = torch.randn(x0.shape, generator=generator("validate", level, first)).to(self.device)
+                uniform = torch.full((len(at),), (level + 0.5) / levels)
+                cond = held_out.conditions(at)
+                losses[level].append(self.process.loss(network, x0, cond, noise, uniform, weight=weight))
+        means = np.array([float(torch.cat(rows).mean()) for rows in losses])
+        return {band: float(np.mean(part)) for band, part in zip(BANDS, np.split(means, 3), strict=True)}
 
     def panel(self, averages: Mapping[str, Ema]) -> np.ndarray | None:
         """Samples on fixed seeds, of the average that the last validation chose."""

@@ -11,13 +11,14 @@ It is 0 for a copy, 1 for what is no nearer to one than to another. Held-out cas
 training cases against all others what patients of the cohort have among each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from scipy.stats import binom
 
 from medgen.sampling.noise import generator
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import LatentStatistics
 
 _ROWS = 64
@@ -29,30 +30,28 @@ class Memorisation:
     """The yardstick of one training: its cases, and what real cases have.
 
     Args:
-        mean: (N, C, X, Y, Z) posterior means of the training rows; mirrored and augmented encodings of a case are
-            rows too. Samples are compared with them.
-        logvar: their log-variances. Real cases are measured by a fixed draw of their posterior, as samples are draws.
+        train: the training rows; mirrored and augmented encodings of a case are rows too. Samples are compared with
+            the means of their posteriors; real cases are measured by a fixed draw of theirs, as samples are draws.
         statistics: dataset statistics.
         subjects: (N,) the subject of each row: other rows of a subject are no other patients.
-        held_out: mean and logvar of held-out cases, None without.
+        held_out: held-out cases, None without.
         quantile: of real cases' nearness, below which a sample counts as a copy.
     """
 
     def __init__(
         self,
-        mean: torch.Tensor,
-        logvar: torch.Tensor,
+        train: LatentRows,
         statistics: LatentStatistics,
         subjects: Sequence[int],
-        held_out: tuple[torch.Tensor, torch.Tensor] | None,
+        held_out: LatentRows | None,
         quantile: float,
     ) -> None:
-        self.train = statistics.standardise(mean)
-        group = torch.as_tensor(subjects, device=mean.device)
-        some = torch.linspace(0, len(mean) - 1, min(_MOST, len(mean))).long().unique().to(mean.device)
-        real = fixed_draw(mean[some], logvar[some], statistics)
-        self.own = nearness(real, self.train, others=group[some][:, None] != group[None])
-        self.new = None if held_out is None else nearness(fixed_draw(*held_out, statistics), self.train)
+        self.train, self.statistics = train, statistics
+        group, some = torch.as_tensor(subjects), _spread(len(train))
+        self.own = self.nearness(fixed_draw(train, some, statistics), others=group[some][:, None] != group[None])
+        self.new = None
+        if held_out is not None:
+            self.new = self.nearness(fixed_draw(held_out, _spread(len(held_out)), statistics))
         known = self.own if self.new is None else np.concatenate([self.own, self.new])
         known = known[np.isfinite(known)]
         self.threshold = float(np.quantile(known, quantile)) if len(known) else 0.0
@@ -65,7 +64,7 @@ class Memorisation:
             ``nearness`` of the median sample, and of the median held-out and training case; ``copies``, the share of
             samples below the threshold; ``memorised``, 1 where that is more than chance gives (the binomial's 95%).
         """
-        found = nearness(samples, self.train)
+        found = self.nearness(samples)
         near = int((found < self.threshold).sum())
         figures = {
             "nearness": float(np.median(found)),
@@ -75,27 +74,42 @@ class Memorisation:
         }
         return figures if self.new is None else figures | {"nearness_held_out": float(np.median(self.new))}
 
+    def nearness(self, points: torch.Tensor, *, others: torch.Tensor | None = None) -> np.ndarray:
+        """Of standardised latents (n, C, X, Y, Z) to the training rows, see :func:`nearness`."""
+        parts = (slice(first, first + _ROWS) for first in range(0, len(self.train), _ROWS))
+        return nearness(
+            points, (self.statistics.standardise(self.train.at(part).mean) for part in parts), others=others
+        )
 
-def fixed_draw(mean: torch.Tensor, logvar: torch.Tensor, statistics: LatentStatistics) -> torch.Tensor:
-    """Standardised draws of posteriors (N, C, X, Y, Z), the same each time."""
-    noise = torch.randn(mean.shape, generator=generator("fixed draw")).to(mean.device)
-    return statistics.standardise(mean + torch.exp(0.5 * logvar) * noise)
+
+def fixed_draw(rows: LatentRows, index: Sequence[int], statistics: LatentStatistics) -> torch.Tensor:
+    """Standardised draws (n, C, X, Y, Z) of the posteriors of some rows; of each row the same every time."""
+    mean, logvar, *_ = rows.at(index)
+    noise = torch.stack([torch.randn(mean.shape[1:], generator=generator("fixed draw", r)) for r in index])
+    return statistics.standardise(mean + torch.exp(0.5 * logvar) * noise.to(mean.device))
+
+
+def _spread(count: int) -> list[int]:
+    """At most ``_MOST`` of so many rows, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(_MOST, count)).astype(int)).tolist()
 
 
 @torch.no_grad()
-def nearness(points: torch.Tensor, reference: torch.Tensor, *, others: torch.Tensor | None = None) -> np.ndarray:
+def nearness(
+    points: torch.Tensor, reference: Iterable[torch.Tensor], *, others: torch.Tensor | None = None
+) -> np.ndarray:
     """Distance to the nearest row of a reference over the median distance to all.
 
     Args:
         points: (n, ...) any shape.
-        reference: (m, ...) of the same.
+        reference: (m, ...) of the same, in parts.
         others: (n, m) bool, which rows of the reference a point is compared with; all without it.
 
     Returns:
         (n,) float64 in [0, 1]; NaN for a point without anything to compare with.
     """
     p = points.float().flatten(1)
-    parts = [torch.cdist(p, rows.float().flatten(1)) for rows in reference.split(_ROWS)]
+    parts = [torch.cdist(p, rows.float().flatten(1)) for rows in reference]
     distances = torch.cat(parts, dim=1).double().cpu().numpy()
     if others is not None:
         distances = np.where(others.cpu().numpy(), distances, np.nan)

@@ -13,6 +13,7 @@ from scipy import ndimage
 from medgen.cohort.given import Fixed, Range
 from medgen.cohort.requests import Row
 from medgen.errors import InputError
+from medgen.files import read_json, write_json
 from medgen.generation.accept import asked_numbers
 from medgen.generation.gates import setting as gating
 from medgen.generation.gates.cloud import Cloud
@@ -23,7 +24,7 @@ from medgen.generation.gates.setting import Setting
 from medgen.generation.model import Kind, ModelSpec
 from medgen.segment.network import Architecture, build
 from medgen.segment.segmenter import Segmenter
-from medgen.store.latents import Latents, LatentStatistics
+from tests.encodings import write_latents
 
 EVERY = Setting({"consistency": True, "position": True, "intensity": {"level": 0.001}})
 NAMES = ("background", "front", "back")
@@ -285,9 +286,9 @@ class TestNeighbour:
         shutil.copytree(tiny_run / "prepared", tmp_path / "prepared", ignore=shutil.ignore_patterns("*.npy"))
         store = Prepared.open(tmp_path / "prepared")
         mean = np.random.default_rng(0).normal(size=(len(store), 2, 4, 4, 4)).astype(np.float32)
-        statistics = LatentStatistics((0.0, 0.0), (1.0, 1.0))
-        logvar = np.full_like(mean, -6)
-        Latents.write(tmp_path / "latents", mean, logvar, range(len(store)), [False] * len(store), statistics)
+        write_latents(tmp_path / "latents", mean, np.full_like(mean, -6), range(len(store)))
+        index = read_json(tmp_path / "latents" / "index.json")
+        write_json(tmp_path / "latents" / "index.json", {**index, "mean": [0.0, 0.0], "std": [1.0, 1.0]})
         (tmp_path / "model").mkdir()
         return tmp_path, mean[list(store.indices("train"))]
 

@@ -6,6 +6,7 @@ from medgen.diffusion.flow import build
 from medgen.models.condition import ConditionEncoder
 from medgen.prepare.grid import GeometryRecord, Grid
 from medgen.prepare.padding import known, reached, weights
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import LatentStatistics
 from medgen.training.diffusion import DiffusionTask, LatentSet
 
@@ -68,7 +69,7 @@ def test_the_frame_is_learnt_as_background_and_holes_from_other_cases():
     task = DiffusionTask(
         Table(torch.full((1, 1, 6, 2, 2), 3.0)),
         build(),
-        LatentSet(mean, torch.full_like(mean, -20.0), cond, counts),
+        LatentSet(LatentRows(mean, torch.full_like(mean, -20.0), mean.device, weight=counts), cond),
         LatentStatistics((0.0,), (1.0,)),
         None,
         batch=8,

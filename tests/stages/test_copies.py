@@ -1,4 +1,5 @@
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from medgen.errors import InputError
 from medgen.measure.sharpness import content, laplacian_variance
 from medgen.stages.check import check
 from medgen.stages.copies import augmented
-from medgen.stages.encoding import _encodables
+from medgen.stages.encoding import _encodable, latents
 from medgen.stages.run import Run
+from medgen.store import latent_writer
 from medgen.store.augment import Augmentation
 from tests.tiny import TINY
 
@@ -27,7 +29,7 @@ def run_of(folder, **sections):
 def test_copies_have_their_volumes_measured_again(tiny_run):
     augment = {"scale": 0.3, "rotate_degrees": 5, "gamma": 0.1}
     run = run_of(tiny_run, latents={"copies": 3, "augment": augment})
-    plain, *copies = _encodables(run, 0, 3)
+    plain, *copies = (_encodable(run, (0, k)) for k in range(4))
     assert [c.copy for c in copies] == [1, 2, 3] and plain.volumes_ml is None
     own = run.store.cases[0].covariates
     for one in copies:
@@ -37,8 +39,6 @@ def test_copies_have_their_volumes_measured_again(tiny_run):
             grown = float((one.label == k).sum() / (plain.label == k).sum())
             assert one.volumes_ml[name] == pytest.approx(own[name] * grown, rel=1e-5)
     assert np.ptp([c.volumes_ml["gm_ml"] for c in copies]) > 0.02 * own["gm_ml"]
-    fewer = list(_encodables(run, 0, 1))
-    assert torch.equal(fewer[1].image, copies[0].image), "asking for more copies changes none"
     mirror = copies[0].mirrored()
     assert torch.equal(mirror.image.flip(2), copies[0].image) and torch.equal(mirror.label.flip(1), copies[0].label)
 
@@ -64,6 +64,41 @@ def test_a_copy_is_as_sharp_as_its_case_and_nothing_stays_nothing():
         assert (made[0][6:34, 5:30, 10:30] > -1).all(), "up to the ends of the crop, which are not turned"
         assert set(np.unique(label)) == {-1, 0, 2} and label.dtype == ids.dtype
         assert (label == 2).sum() == pytest.approx((ids == 2).sum(), rel=0.15)
+
+
+def test_label_maps_alone_have_copies_too():
+    ids = np.zeros((16, 16, 16), np.int16)
+    ids[4:12, 4:12, 4:12] = 1
+    nothing = np.empty((0, *ids.shape), np.float32)
+    augmentation = Augmentation(rotate_degrees=(6.0, 6.0, 6.0), scale=0.2, intensity_shift=0.2, noise=0.1)
+    made, label = augmented(nothing, ids, np.ones(ids.shape, bool), augmentation, (7, 0, 1))
+    assert made.shape == nothing.shape and (label != ids).any() and set(np.unique(label)) == {0, 1}
+    grey = np.zeros((1, *ids.shape), np.float32)
+    beside = augmented(grey, ids, np.ones(ids.shape, bool), augmentation, (7, 0, 1))
+    assert np.array_equal(beside[1], label), "with and without an image the same map"
+
+
+def test_an_encoding_that_was_stopped_goes_on(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_writer, "_SECONDS", 0.0)
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(folder / "latents")
+    whole = run_of(shutil.copytree(folder, tmp_path / "whole"), latents={"copies": 2, "mirror": True})
+    latents(whole)
+    seen = []
+
+    def stops(stage, done, total, remark):
+        seen.append(done)
+        if done == 3 and len(seen) == 3:
+            raise KeyboardInterrupt
+
+    run = replace(run_of(folder, latents={"copies": 2, "mirror": True}), progress=stops)
+    with pytest.raises(KeyboardInterrupt):
+        latents(run)
+    assert not (folder / "latents" / "index.json").exists()
+    latents(run)
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8], "what was encoded is not encoded again"
+    for name in ("mean.npy", "logvar.npy", "reached.npy", "index.json"):
+        assert (folder / "latents" / name).read_bytes() == (tmp_path / "whole" / "latents" / name).read_bytes()
 
 
 def test_copies_that_change_nothing_are_refused():

@@ -26,7 +26,7 @@ from tests.tiny import TINY, run
 
 def masked(**sections):
     raw = copy.deepcopy(TINY)
-    raw["pairs"] = "mask"
+    raw |= {"pairs": "mask", "latents": {"copies": 1}}
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
     return config.build(raw, "test")

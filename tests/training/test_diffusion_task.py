@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import torch
 
 from medgen.cohort.schema import Schema
 from medgen.diffusion.flow import build
 from medgen.models.condition import ConditionEncoder
 from medgen.models.unet import coordinates
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import LatentStatistics
 from medgen.training.diffusion import Crops, DiffusionTask, LatentSet, choice
 from medgen.training.ema import GAMMAS, Ema, key
@@ -23,13 +26,14 @@ class Spy(torch.nn.Module):
         return self.level * x
 
 
-def latents(n, weight=None):
+def latents(n, weight=None, share=1.0, masks=None):
     # Every latent's value is its place, so that a crop shows where it comes from.
     x, y, z = (torch.linspace(-1, 1, e) for e in EXTENT)
     place = x[:, None, None] + 10 * y[None, :, None] + 100 * z[None, None, :]
     mean = place.expand(n, 1, *EXTENT).clone()
     cond = ConditionEncoder.fit(Schema(()), [{}]).encode([{}] * n)
-    return LatentSet(mean, torch.full_like(mean, -40.0), cond, weight)
+    rows = LatentRows(mean, torch.full_like(mean, -40.0), torch.device("cpu"), weight=weight, masks=masks, share=share)
+    return LatentSet(rows, cond)
 
 
 def task(train, held_out=None, network=None, **options):
@@ -62,6 +66,24 @@ def test_crops_are_told_where_they_lie_and_mixed_with_whole_latents():
     assert not torch.equal(other.network.seen[0][0], t.network.seen[17][0])
 
 
+def test_a_training_is_the_same_where_latents_are_read_from_disk():
+    weight = torch.rand(5, 1, *EXTENT, generator=torch.Generator().manual_seed(0)) > 0.3
+    masks = torch.randint(-1, 4, (5, 8, *EXTENT), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    options = {"crops": Crops((4, 2, 2), 0.5), "drop_all": 0.3, "drop_each": 0.2}
+    kept, read = (
+        task(latents(5, weight, share, masks), latents(4, weight[:4], share, masks[:4]), **options)
+        for share in (1.0, 0.0)
+    )
+    for step in (0, 1, 2, 3, 4, 5, 2):
+        a, b = (next(t.step(step, 0.0))[0] for t in (kept, read))
+        assert torch.equal(a, b)
+        (x, one), (y, other) = (t.network.seen[-1] for t in (kept, read))
+        assert torch.equal(x, y) and torch.equal(one.mask, other.mask) and one.mask.dtype == torch.int16
+        assert one.mask.shape[2:] == x.shape[2:]
+    averages = {key("network", p): Ema(kept.network, g) for p, g in GAMMAS.items()}
+    assert kept.validate(averages) == read.validate(averages)
+
+
 def test_what_layers_draw_is_a_function_of_the_step_too():
     class Dropping(Spy):
         def forward(self, x, time, cond):
@@ -79,7 +101,9 @@ def test_padding_does_not_reach_the_loss():
     weight = torch.ones(5, 1, *EXTENT)
     weight[:, :, 6:] = 0
     clean, dirty = latents(5, weight), latents(5, weight)
-    dirty.mean[:, :, 6:] = 1e3
+    mean = dirty.rows.at(slice(None)).mean.clone()
+    mean[:, :, 6:] = 1e3
+    dirty = replace(dirty, rows=LatentRows(mean, torch.full_like(mean, -40.0), mean.device, weight=weight))
     a, b = (next(task(train).step(3, 0.0))[0] for train in (clean, dirty))
     assert torch.equal(a, b)
     assert next(task(latents(5)).step(3, 0.0))[0] != a

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from medgen.errors import InputError
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import LatentStatistics
 from medgen.training.ema import GAMMAS, Ema, key
 from medgen.training.keep import NAME, BestKeeper, load_kept, read_kept
@@ -20,9 +21,8 @@ def latents(n, seed, rank=6):
 
 
 def yardstick(train, held_out=None, subjects=None):
-    logvar = torch.full_like(train, -6.0)
-    held = None if held_out is None else (held_out, torch.full_like(held_out, -6.0))
-    return Memorisation(train, logvar, PLAIN, subjects or list(range(len(train))), held, 0.05)
+    rows, held = (None if z is None else LatentRows(z, torch.full_like(z, -6.0), z.device) for z in (train, held_out))
+    return Memorisation(rows, PLAIN, subjects or list(range(len(train))), held, 0.05)
 
 
 def test_copies_are_told_from_new_cases_and_from_blurred_ones():
@@ -48,9 +48,9 @@ def test_other_encodings_of_a_subject_are_no_other_patients():
 
 def test_nearness_is_the_nearest_over_the_median_distance():
     reference = torch.tensor([[0.0], [1.0], [3.0]])
-    found = nearness(torch.tensor([[0.5], [0.0]]), reference)
+    found = nearness(torch.tensor([[0.5], [0.0]]), reference.split(2))
     np.testing.assert_allclose(found, [0.5 / 0.5, 0.0])
-    own = nearness(reference, reference, others=~torch.eye(3, dtype=torch.bool))
+    own = nearness(reference, [reference], others=~torch.eye(3, dtype=torch.bool))
     np.testing.assert_allclose(own, [1 / 2, 1 / 1.5, 2 / 2.5])
 
 

@@ -16,10 +16,11 @@ import torch
 from medgen.cohort.case import numbered
 from medgen.errors import InputError
 from medgen.generation.gates.seam import CannotJudgeError, Context, Judge, Seen, Verdict
+from medgen.store.latent_rows import LatentRows
 from medgen.store.latents import Latents, LatentStatistics
 from medgen.store.prepared import INDEX, Prepared
 from medgen.store.run_state import stands
-from medgen.training.memorisation import Memorisation, nearness
+from medgen.training.memorisation import Memorisation
 
 ON = True
 
@@ -38,7 +39,7 @@ def build(context: Context, *, quantile: float = 0.01, run: Path = Path()) -> Ju
 
     def judge(seen: Seen) -> Verdict:
         assert seen.latent is not None, "only draws have latents"
-        near = float(nearness(seen.latent[None], yardstick.train)[0])
+        near = float(yardstick.nearness(seen.latent[None])[0])
         scores = {"nearness": round(near, 5), "threshold": round(yardstick.threshold, 5)}
         if near >= yardstick.threshold:
             return Verdict(scores)
@@ -81,9 +82,9 @@ def _yardstick(context: Context, run: Path, quantile: float) -> Memorisation:
     ):
         raise CannotJudgeError("the latents beside the model folder are of another experiment")
     training = stored.rows(store.indices("train"))
-    mean, logvar = (torch.from_numpy(np.array(a[training])) for a in (stored.mean, stored.logvar))
     subjects = [store.cases[stored.cases[r]].subject_id for r in training]
     number = numbered(subjects)
     if len(number) < 2:
         raise CannotJudgeError("the training cases are of one subject, so nothing says how near subjects are")
-    return Memorisation(mean, logvar, ours, [number[s] for s in subjects], None, quantile)
+    rows = LatentRows(stored.mean, stored.logvar, torch.device("cpu"), index=training)
+    return Memorisation(rows, ours, [number[s] for s in subjects], None, quantile)
