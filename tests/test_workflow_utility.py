@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import typer
@@ -34,6 +34,13 @@ def test_a_dry_run_prints_the_commands(recipe, tmp_path, monkeypatch):
         "nnUNetv2_train 702 3d_fullres 0 -tr nnUNetTrainer_100epochs",
         "nnUNetv2_train 702 3d_fullres 1 -tr nnUNetTrainer_100epochs",
     ]
+    # nnU-Net copies the splits before it preprocesses: that they are there says nothing.
+    ready = tmp_path / "preprocessed" / "Dataset702_utility5"
+    ready.mkdir(parents=True)
+    (ready / "splits_final.json").write_text("[]")
+    assert "nnUNetv2_plan_and_preprocess" in invoke(recipe, *words).output
+    (ready / recipe.DONE).touch()
+    assert "nnUNetv2_plan_and_preprocess" not in invoke(recipe, *words).output
     # What is finished is left out, and what was stopped goes on.
     folds = [
         recipe.fold_of(tmp_path / "results", "Dataset702_utility5", "3d_fullres", "nnUNetTrainer_100epochs", k)
@@ -58,6 +65,17 @@ def test_without_nnunet_it_is_one_sentence(recipe, tmp_path, monkeypatch):
     assert said.exit_code == 2 and "not installed" in said.output
     monkeypatch.delenv("nnUNet_raw")
     assert "set nnUNet_raw" in invoke(recipe, tmp_path).output
+
+
+def test_a_command_that_fails_is_one_sentence(recipe, tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(recipe, "combine_size", lambda *_: SimpleNamespace(real=3, synthetic=2))
+    monkeypatch.setattr(recipe.subprocess, "run", lambda words, check: SimpleNamespace(returncode=1))
+    said = invoke(recipe, tmp_path)
+    assert said.exit_code == 1 and "nnUNetv2_plan_and_preprocess -d 701" in said.output and "failed" in said.output
+    assert "Traceback" not in said.output and not (tmp_path / "preprocessed").exists()
 
 
 def test_arms_are_compared_case_by_case(recipe, tmp_path):

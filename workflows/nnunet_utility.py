@@ -29,6 +29,7 @@ from medgen.stages.utility_export import combine_size
 
 ARMS = ("real", "real and synthetic")  # the folds 0 and 1
 SPLITS = "splits_final.json"
+DONE = "medgen_preprocessed"  # nnU-Net itself says nothing of a preprocessing that ended halfway
 
 
 def commands(
@@ -37,7 +38,7 @@ def commands(
     """What is run, in order; what is finished is left out, trainings begun go on."""
     found = []
     on = [] if device == "cuda" else ["-device", device]
-    if not (ready / name / SPLITS).is_file():  # put there when the preprocessing is done
+    if not (ready / name / DONE).is_file():
         plan = ["nnUNetv2_plan_and_preprocess", "-d", str(dataset), "-c", configuration, "--verify_dataset_integrity"]
         found.append(plan)
     for fold in range(len(ARMS)):
@@ -126,10 +127,13 @@ def nnunet_utility(
     told = combine_size(run, size, raw / name)
     print(f"{told.real} real and {told.synthetic} synthetic cases in {raw / name}")
     for words in asked:
-        subprocess.run(words, check=True)
+        if subprocess.run(words, check=False).returncode:
+            print(f"{shlex.join(words)} failed, see above; mend that and run this again: what is finished is kept")
+            raise typer.Exit(1)
         if words[0] == "nnUNetv2_plan_and_preprocess":
             # nnU-Net reads the folds from here, and would else draw its own.
             shutil.copyfile(raw / name / SPLITS, ready / name / SPLITS)
+            (ready / name / DONE).touch()
     subjects = {case.case_id: case.subject_id for case in read_cohort(raw / name).cases}
     print(compare([fold_of(results, name, configuration, trainer, fold) for fold in range(len(ARMS))], subjects))
 

@@ -120,7 +120,7 @@ def synthetic(run: Run) -> None:
     plan = plan_of(run, generator.model.joint)
     gates = Gates.of(generator.model.spec, run.gate_setting(), drawing_model(run))
     progress, rate = run.stage_progress("synthetic"), Rate("samples")
-    generate(
+    outcome = generate(
         generator,
         run.folder / "synthetic",
         g.n,
@@ -131,6 +131,8 @@ def synthetic(run: Run) -> None:
         writers=g.writers,
         on_progress=lambda done, total: progress(done, total, rate(done, total)),
     )
+    if outcome.acceptance is not None and not outcome.acceptance.accepted:
+        outcome.acceptance.tally(0.0).stop()  # whatever share may be rejected, there is nothing to go on with
     write_contact_sheet(run.folder / "synthetic", run.folder / "synthetic" / NAME, format=g.format)
 
 

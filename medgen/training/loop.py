@@ -201,8 +201,11 @@ def train(
             good = good_path(folder, watch.good)
             if watch.rollbacks >= schedule.rollbacks or not good.exists():
                 tried = f", after going back {watch.rollbacks} times" if watch.rollbacks else ""
+                ways = "lower its learning_rate" + (
+                    ", or let precision be auto" if schedule.precision == "bfloat16" else ""
+                )
                 raise InputError(
-                    f"the training in {folder} diverged at step {step} ({reason}){tried}; lower its learning_rate"
+                    f"the training in {folder} diverged at step {step} ({reason}){tried}; {ways}"
                 ) from None
             watch = Watch.from_json({**_restored(task, averages, good), "rollbacks": watch.rollbacks + 1})
             step, now = watch.good, here.agree(clock.seconds)

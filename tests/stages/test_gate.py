@@ -109,3 +109,10 @@ def test_the_command_line_says_it_with_exit_code_3(finished, tmp_path, monkeypat
     assert call("train", "autoencoder")[0] == 3
     code, said = call("run", "--force")
     assert code == 0 and "CODEC BELOW ITS THRESHOLDS" in said.out
+
+
+def test_a_run_of_which_no_sample_is_left_says_so(finished):
+    raw = copy.deepcopy(TINY)
+    raw["generate"]["gates"] = {"kinds": {"volumes": {"level": 0.4}}, "attempts": 1, "most": 1.0}
+    with pytest.raises(BoundError, match=r"rejected 3 of 3 draws, most of them by '\w+'.*, or set the gate otherwise"):
+        run(finished, config.build(raw, "test"))
