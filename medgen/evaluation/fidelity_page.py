@@ -5,6 +5,7 @@ from typing import Any
 
 _DISTANCES = {"frechet": "Fréchet distance", "mmd": "MMD^2, Gaussian", "mmd_poly": "MMD^2, polynomial"}
 _SHARES = {"precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage"}
+_COPIES = ("copies", "held_out_copies", "singled_out", "held_out_singled_out")
 
 
 def fidelity_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -34,10 +35,21 @@ def fidelity_lines(figures: Mapping[str, Any]) -> list[str]:
     if "laplacian_ratio_to_reconstructions" in sharp:
         ratios.append(f"{sharp['laplacian_ratio_to_reconstructions']} of reconstructions'")
     lines += ["", f"Sharpness (Laplacian variance) {' and '.join(ratios)}."]
+    lines += ["", *(_copies(name, found) for name, found in figures["memorisation"].items())]
     m = figures["ms_ssim"]
     told = f"MS-SSIM between samples {m['samples']}, between training cases {m['train']}"
     lines += ["", f"{told} (lower is more diverse)."]
     return lines
+
+
+def _copies(space: str, found: Mapping[str, Any]) -> str:
+    """What a space says of copies."""
+    near, real_near, single, real_single = (f"{found[k]:.0%}" for k in _COPIES)
+    return (
+        f"- By {space}, {near} of the samples ({real_near} of the held-out cases) are nearer to a training case than "
+        f"all but 1% of these are to each other; soft images are, without being copies. {single} ({real_single}) "
+        "single out a training case: they are nearer to it than to the next by a ratio that 99% of training cases lack."
+    )
 
 
 def _told(figure: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,12 @@
-"""Nearest training cases: whether samples copy the patients they were learnt from."""
+"""Nearest training cases: whether samples copy the patients they were learnt from.
+
+A distance says two things at once: whose anatomy an image has, and how much fine detail. What is softer than real
+cases is nearer to all of them: 5% of the held-out hippocampus crops lie nearer to a training case than all but 1% of
+these to each other, and 19% of the same crops after a blur of 0.7 voxels, though nobody copied them. A copy is much
+nearer to one case than to the next (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
+memorize"), which a blur hardly changes; but two scans of one patient in the cohort hide a copy of them from this ratio.
+So both are told.
+"""
 
 from dataclasses import dataclass
 
@@ -18,6 +26,9 @@ class Nearness:
         threshold: quantile of the training cases' own distances, below which a case counts as a copy.
         copies: share of the samples nearer than ``threshold``.
         held_out_copies: share of the held-out cases nearer than it: what chance gives.
+        singled_out: share of the samples that single out a training case: their distance to it over that to the next
+            is below the same quantile of the training cases' own.
+        held_out_singled_out: share of the held-out cases that do.
     """
 
     samples: float
@@ -27,6 +38,8 @@ class Nearness:
     threshold: float
     copies: float
     held_out_copies: float
+    singled_out: float
+    held_out_singled_out: float
 
 
 def nearest(points: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +68,10 @@ def nearness(samples: np.ndarray, held_out: np.ndarray, train: np.ndarray, quant
     own, made, new = leave_one_out(train), nearest(samples, train)[0], nearest(held_out, train)[0]
     threshold = float(np.quantile(own, quantile))
     usual = float(np.median(new))
+    between = cdist(train, train)
+    np.fill_diagonal(between, np.inf)
+    least = np.quantile(first_to_second(between), quantile)
+    single = [float((first_to_second(cdist(points, train)) < least).mean()) for points in (samples, held_out)]
     return Nearness(
         samples=float(np.median(made)),
         held_out=usual,
@@ -63,7 +80,18 @@ def nearness(samples: np.ndarray, held_out: np.ndarray, train: np.ndarray, quant
         threshold=threshold,
         copies=float((made < threshold).mean()),
         held_out_copies=float((new < threshold).mean()),
+        singled_out=single[0],
+        held_out_singled_out=single[1],
     )
+
+
+def first_to_second(distances: np.ndarray) -> np.ndarray:
+    """Distance to the nearest case over that to the second nearest, of distances (n, m); 1 where there is no second."""
+    if distances.shape[1] < 2:
+        return np.ones(len(distances))
+    first, second = np.partition(distances, 1, axis=1)[:, :2].T
+    ratio: np.ndarray = np.where(np.isfinite(second), first / np.maximum(second, 1e-12), 1.0)
+    return ratio
 
 
 def voxel_space(image: np.ndarray, block: int = 2) -> np.ndarray:

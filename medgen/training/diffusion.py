@@ -21,7 +21,7 @@ from medgen.training.optimiser import adamw
 BANDS = ("low", "mid", "high")
 LEVELS_A_BAND = 3
 # Of a device's memory, for latents; what does not fit is read from disk, batch by batch.
-TRAINING_SHARE, HELD_OUT_SHARE = 0.4, 0.1
+TRAINING_SHARE, HELD_OUT_SHARE = 0.3, 0.05
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from medgen.measure.bootstrap import bootstrap, percentile_interval
 from medgen.measure.features import Projection
 from medgen.measure.frechet import frechet, frechet_gaussians
 from medgen.measure.mmd import median_bandwidth, mmd2, mmd2_polynomial, mmd2_rbf, polynomial, rbf
-from medgen.measure.neighbours import leave_one_out, nearest, nearness, voxel_space
+from medgen.measure.neighbours import first_to_second, leave_one_out, nearest, nearness, voxel_space
 from medgen.measure.prdc import prdc
 
 RNG = np.random.default_rng(0)
@@ -131,6 +131,15 @@ def test_copies_are_seen_and_new_draws_are_not():
     fresh = nearness(RNG.normal(size=(60, 5)), held_out, train)
     assert fresh.copies < 0.1 and fresh.ratio == pytest.approx(1, abs=0.25)
     assert fresh.threshold == pytest.approx(np.quantile(leave_one_out(train), 0.01))
+
+
+def test_softness_looks_like_copying_by_distance_and_not_by_ratio():
+    train, held_out, new = RNG.normal(size=(150, 20)), RNG.normal(size=(40, 20)), RNG.normal(size=(60, 20))
+    fresh, soft, copied = (nearness(s, held_out, train, 0.05) for s in (new, 0.5 * new, 0.8 * train[:60] + 0.1 * new))
+    assert soft.copies > 0.5 > 0.2 > fresh.copies
+    assert max(fresh.singled_out, soft.singled_out) < 0.2 and copied.singled_out > 0.9
+    assert first_to_second(np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])) == pytest.approx([0.5, 0.0])
+    assert (first_to_second(np.array([[3.0]])) == 1).all() and (first_to_second(np.array([[3.0, np.inf]])) == 1).all()
 
 
 def test_voxel_space_is_the_rms_of_block_means():

@@ -10,6 +10,7 @@ from medgen.evaluation.utility.arms import TOLD
 from medgen.evaluation.utility.summary import FEWEST_SEEDS
 
 Summary = Mapping[str, Any]
+_COPIES = ("copies", "held_out_copies", "singled_out", "held_out_singled_out")
 _HEAD = ("labelled", "arm", "Dice", "against", "HD95 (mm)", "volume error (ml)", "(%)", "seeds")
 PLOT = "learning_curves.png"
 
@@ -166,10 +167,11 @@ def _generators(summary: Summary) -> list[str]:
     if not summary["generators"]:
         return []
     head = ["labelled", "generator's training cases", "with a label", "samples", "copies", "copies, real to real"]
+    head += ["single out a case", "real cases that do"]
     cells, below = [], []
     for g in summary["generators"]:
         c = g["copies"]
-        rates = [f"{c[key]:.1%}" if c.get(key) is not None else "-" for key in ("copies", "held_out_copies")]
+        rates = [f"{c[key]:.1%}" if c.get(key) is not None else "-" for key in _COPIES]
         cells.append([str(g["size"]), str(g["train"]), str(g["train_labelled"]), str(g["samples"]), *rates])
         if g["codec_below"]:
             below.append(f"At size {g['size']} the codec is below its thresholds: {'; '.join(g['codec_below'])}.")
@@ -177,6 +179,7 @@ def _generators(summary: Summary) -> list[str]:
     told = (
         "A copy is nearer to a training case than all but "
         f"{quantile:.0%} of the training cases are to each other. `synthetic_only` counts where the samples' rate is "
-        "at most that of held-out real cases."
+        "at most that of held-out real cases. Soft images are nearer to all cases, copied or not; a copy is much "
+        "nearer to one than to the next, and so singles it out."
     )
     return ["", "## Generators", "", *_table(head, cells), "", told, *(x for line in below for x in ("", line))]
