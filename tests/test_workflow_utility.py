@@ -39,7 +39,7 @@ def test_a_dry_run_prints_the_commands(recipe, tmp_path, monkeypatch):
     ready.mkdir(parents=True)
     (ready / "splits_final.json").write_text("[]")
     assert "nnUNetv2_plan_and_preprocess" in invoke(recipe, *words).output
-    (ready / recipe.DONE).touch()
+    (ready / f"{recipe.DONE}_3d_fullres").touch()
     assert "nnUNetv2_plan_and_preprocess" not in invoke(recipe, *words).output
     # What is finished is left out, and what was stopped goes on.
     folds = [

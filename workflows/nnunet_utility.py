@@ -38,7 +38,7 @@ def commands(
     """What is run, in order; what is finished is left out, trainings begun go on."""
     found = []
     on = [] if device == "cuda" else ["-device", device]
-    if not (ready / name / DONE).is_file():
+    if not (ready / name / f"{DONE}_{configuration}").is_file():
         plan = ["nnUNetv2_plan_and_preprocess", "-d", str(dataset), "-c", configuration, "--verify_dataset_integrity"]
         found.append(plan)
     for fold in range(len(ARMS)):
@@ -133,7 +133,7 @@ def nnunet_utility(
         if words[0] == "nnUNetv2_plan_and_preprocess":
             # nnU-Net reads the folds from here, and would else draw its own.
             shutil.copyfile(raw / name / SPLITS, ready / name / SPLITS)
-            (ready / name / DONE).touch()
+            (ready / name / f"{DONE}_{configuration}").touch()
     subjects = {case.case_id: case.subject_id for case in read_cohort(raw / name).cases}
     print(compare([fold_of(results, name, configuration, trainer, fold) for fold in range(len(ARMS))], subjects))
 

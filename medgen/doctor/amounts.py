@@ -34,6 +34,7 @@ class Amount:
         beside: part -> how often beside the units, over the whole stage: validations.
         minutes: that end it earlier.
         resident_bytes: on the device beside what its parts count: the cohort, or its latents.
+        disk_bytes: that it writes, where it is much.
         times: so often in all, where a run goes fold by fold.
     """
 
@@ -43,6 +44,7 @@ class Amount:
     beside: Mapping[str, float] = field(default_factory=dict)
     minutes: float | None = None
     resident_bytes: int = 0
+    disk_bytes: int = 0
     times: int = 1
 
     @property
@@ -87,6 +89,7 @@ def amounts(
     d, g = c.diffusion, c.generate
     held_out = max(0, cases - training)
     rows = training * (1 + c.latents.copies) * (2 if c.latents.mirror else 1)
+    encoded = rows + held_out * (2 if c.latents.mirror else 1)
     sampling = Sampling(
         resolve("diffusion", d.process, "build")(**d.process_options),
         g.sampler,
@@ -105,7 +108,7 @@ def amounts(
         found[SEGMENTED] = _segmenter(segmenters[SEGMENTED], store, training, memory_bytes)
     found |= {
         "autoencoder": _codec(c, store, training, held_out, memory_bytes),
-        "latents": Amount((cases - training) * (2 if c.latents.mirror else 1) + rows, "encoding", {parts.ENCODE: 1.0}),
+        "latents": Amount(encoded, "encoding", {parts.ENCODE: 1.0}, disk_bytes=encoded * _row_bytes(c, store)),
         "diffusion": _diffusion(c, store, sampling, rows, held_out, memory_bytes),
     }
     drawn = asked
@@ -159,17 +162,21 @@ def _diffusion(
     panel = _PANEL_ROWS * sampling.plain("heun", _PANEL_STEPS).rows
     times = _validations(d.training)
     beside = {parts.FORWARD: float(times * (bands + curve + panel)), parts.DECODE: float(times * _PANEL_ROWS)}
-    channels = int(c.autoencoder.options.get("latent_channels", 4))
-    stride = with_known(resolve("models", c.autoencoder.kind, "stride"), c.autoencoder.options)
-    # Mean and log-variance in float32, a byte a weight, and of a mask a byte or two a voxel.
-    of_a_latent = 8 * channels + d.mask_padding
-    if c.pairs == "mask":
-        of_a_latent += stride**3 * (1 if len(store.label_values) <= 127 else 2)
-    of_a_row = of_a_latent * (prod(store.shape) // stride**3)
+    of_a_row = _row_bytes(c, store)
     kept = ((TRAINING_SHARE, of_a_row * rows), (HELD_OUT_SHARE, of_a_row * held_out))
     # What exceeds its share of the device is read from disk.
     resident = sum(size for share, size in kept if memory_bytes is None or size <= share * memory_bytes)
     return Amount(_steps(d.training), "step", each, beside, d.training.minutes, resident)
+
+
+def _row_bytes(c: Config, store: Prepared) -> int:
+    """Of a row of latents: mean and log-variance in float32, a byte that says what files reach, and a followed mask."""
+    channels = int(c.autoencoder.options.get("latent_channels", 4))
+    stride = with_known(resolve("models", c.autoencoder.kind, "stride"), c.autoencoder.options)
+    of_a_latent = 8 * channels + 1
+    if c.pairs == "mask":
+        of_a_latent += stride**3 * (1 if len(store.label_values) <= 127 else 2)
+    return of_a_latent * (prod(store.shape) // stride**3)
 
 
 def _distilled(c: Config, sampling: Sampling) -> Amount:

@@ -18,6 +18,7 @@ from medgen.formats.folds import read_splits
 from medgen.stages.conditions import fit_encoder, fit_joint
 from medgen.stages.masks import codec_labels, follows_masks, label_run, mask_input
 from medgen.stages.run import SEGMENTED, Run
+from medgen.store.machine import memory_bytes as all_bytes
 
 Costs = tuple[list[Finding], dict[str, Any]]
 """Findings, and the figures of each stage."""
@@ -84,7 +85,7 @@ def _experiment_costs(run: Run, training: int, cases: int, machine: Machine | No
         training=training,
         cases=cases,
         folds=folds,
-        memory_bytes=on_gpu,
+        memory_bytes=on_gpu or all_bytes(),
         segmenters={} if prefix else _segmenters(run),
     )
     mask = mask_input(run)
@@ -202,6 +203,8 @@ def _stage_findings(
             what += f" of {duration(m['seconds'])} ({how})"
         if a.times > 1:
             what += f", {a.times} times"
+        if a.disk_bytes:
+            what += f", {gib(a.disk_bytes * a.times)} on disk"
         if m["total_seconds"] is not None:
             what += f": {duration(m['total_seconds'])}"
         if m["ended"]:

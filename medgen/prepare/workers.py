@@ -1,7 +1,7 @@
 """Run a function over jobs, here, in processes or ahead in threads; the first error ends all."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -56,7 +56,7 @@ def each(
         return [future.result() for future in futures]
 
 
-def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Generator[Result]:
     """Results in the order of the jobs, of which threads make the next while the caller uses one.
 
     For functions whose time goes into SimpleITK, SciPy and NumPy, which let other threads run.
@@ -65,6 +65,9 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
         function: of one job.
         jobs: taken when a thread is free for them.
         workers: threads; as many results wait at most.
+
+    Yields:
+        The results. Close the generator where it is left early: until then SimpleITK has one thread.
     """
     left, waiting = iter(jobs), deque[Future[Result]]()
     with one_thread(), ThreadPoolExecutor(max(1, workers), thread_name_prefix="medgen-ahead") as pool:

@@ -1,7 +1,9 @@
 """Stage latents."""
 
+import math
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,8 +23,14 @@ from medgen.stages.codec import trained_codec
 from medgen.stages.copies import augmented
 from medgen.stages.masks import follows_masks
 from medgen.stages.run import Run
+from medgen.store import machine
 from medgen.store.augment import Augmentation
-from medgen.store.latent_writer import LatentWriter
+from medgen.store.latent_writer import ENCODING, LatentWriter
+from medgen.store.latents import Latents
+
+_MOST_THREADS = 8
+# A warped copy takes so many times its image in float32 while it is made; all of them at most this share of the memory.
+_IMAGES_A_THREAD, _SHARE = 20, 0.25
 
 
 @dataclass(frozen=True)
@@ -62,22 +70,33 @@ def latents(run: Run) -> None:
     is not on disk.
     """
     codec, store, c = trained_codec(run), run.store, run.config.latents
-    training = set(run.train_cases())
+    training, folder = set(run.train_cases()), run.folder / "latents"
     copies = [c.copies if i in training else 0 for i in range(len(store.cases))]
     count = (len(copies) + sum(copies)) * (2 if c.mirror else 1)
-    with LatentWriter(run.folder / "latents", count) as writer:
+    if Latents.whole(folder) and not (folder / ENCODING).exists() and len(Latents(folder).cases) == count:
+        return  # it came back with its config, or finished just before a kill
+    with LatentWriter(folder, count) as writer:
         first = 1 + max(writer.cases, default=-1)
         jobs = [(i, k) for i in range(first, len(copies)) for k in range(1 + copies[i])]
-        made = in_order(partial(_encodable, run), jobs, run.config.workers or os.cpu_count() or 1)
-        for (i, k), one in zip(jobs, made, strict=True):
-            plain = one.on(run.device)
-            for side in (plain, plain.mirrored()) if c.mirror else (plain,):
-                arrays = _encoded(run, codec, side)
-                writer.add(arrays, i, mirrored=side is not plain, copy=k, volumes_ml=one.volumes_ml)
-            if k == copies[i]:
-                writer.commit()
-                run.progress("latents", i + 1, len(copies), "cases")
+        with closing(in_order(partial(_encodable, run), jobs, _threads(run))) as made:
+            for (i, k), one in zip(jobs, made, strict=True):
+                plain = one.on(run.device)
+                for side in (plain, plain.mirrored()) if c.mirror else (plain,):
+                    arrays = _encoded(run, codec, side)
+                    writer.add(arrays, i, mirrored=side is not plain, copy=k, volumes_ml=one.volumes_ml)
+                if k == copies[i]:
+                    writer.commit()
+                    run.progress("latents", i + 1, len(copies), "cases")
         writer.finish(start_statistics(run), training)
+
+
+def _threads(run: Run) -> int:
+    """How many make copies: as the config says, else a few, as many as memory has room for."""
+    if run.config.workers is not None:
+        return run.config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    of_one = _IMAGES_A_THREAD * 4 * math.prod(run.store.shape) * max(1, len(run.store.channels))
+    return max(1, min(cores, _MOST_THREADS, int(_SHARE * machine.memory_bytes()) // of_one))
 
 
 def _encoded(run: Run, codec: Codec, one: _Encodable) -> dict[str, np.ndarray]:

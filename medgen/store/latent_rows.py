@@ -68,10 +68,15 @@ class LatentRows:
 
     def at(self, rows: Index) -> Encodings:
         """Some rows, by their place among these."""
-        if self.resident:
-            return self.named([array[rows] for array in self._arrays])
-        loaded = [self._load(r) for r in (range(len(self))[rows] if isinstance(rows, slice) else rows)]
-        return self.named([torch.stack(parts).to(self.device) for parts in zip(*loaded, strict=True)])
+        return self.named([self._one(name, rows) for name in self._given])
+
+    def means(self, rows: Index) -> torch.Tensor:
+        """Posterior means (B, C, X, Y, Z) of some rows; nothing else is read."""
+        return self._one("mean", rows)
+
+    def masks(self, rows: Index) -> torch.Tensor | None:
+        """Label maps (B, S, X, Y, Z) int16 that some rows follow; nothing else is read."""
+        return self._one("mask", rows).to(torch.int16) if "mask" in self._given else None
 
     def named(self, arrays: Sequence[torch.Tensor]) -> Encodings:
         """What a sampler of :meth:`samplers` crops, by name."""
@@ -105,6 +110,13 @@ class LatentRows:
             PatchSampler(volumes, patch, batch, seed=seed, rank=rank, kinds=kinds, label_dtype=torch.int16)
             for patch in patches
         ]
+
+    def _one(self, name: str, rows: Index) -> torch.Tensor:
+        """Some rows of one array, on the device."""
+        if self.resident:
+            return self._arrays[list(self._given).index(name)][rows]
+        places = range(len(self))[rows] if isinstance(rows, slice) else rows
+        return torch.stack([_tensor(self._given[name][self._index[r]]) for r in places]).to(self.device)
 
     def _load(self, row: int) -> tuple[torch.Tensor, ...]:
         return tuple(_tensor(array[self._index[row]]) for array in self._given.values())

@@ -37,7 +37,7 @@ class LatentWriter:
         self.folder, self.count, self._inner = folder, count, folder / ENCODING
         self._inner.mkdir(parents=True, exist_ok=True)
         said = read_json(self._inner / _ROWS) if (self._inner / _ROWS).is_file() else {}
-        if said.get("count") != count or not all(self._place(said, name).is_file() for name in said["arrays"]):
+        if said.get("count") != count or not self._holds(said):
             said = {"count": count, "arrays": {}, "cases": [], "mirrored": [], "copies": [], "volumes_ml": []}
         self._said: dict[str, Any] = said
         self._streams: dict[str, BinaryIO] = {}
@@ -115,6 +115,14 @@ class LatentWriter:
         write_json(self.folder / _INDEX, {**index, "mean": statistics.mean, "std": statistics.std})
         shutil.rmtree(self._inner)
         return Latents(self.folder)
+
+    def _holds(self, said: Mapping[str, Any]) -> bool:
+        """Whether every array has all the rows that are said to be there."""
+        places = {self._place(said, name): sizes for name, sizes in said["arrays"].items()}
+        return all(
+            place.is_file() and place.stat().st_size >= header + row * len(said["cases"])
+            for place, (row, header) in places.items()
+        )
 
     def _place(self, said: Mapping[str, Any], name: str) -> Path:
         """Where an array is: of an encoding that has all rows, perhaps in its last place already."""

@@ -72,7 +72,7 @@ class Latents:
             self.mean = np.load(folder / "mean.npy", mmap_mode="r", allow_pickle=False)
             self.logvar = np.load(folder / "logvar.npy", mmap_mode="r", allow_pickle=False)
             there = folder / "reached.npy"
-            self.reached = np.load(there, allow_pickle=False) if there.exists() else None
+            self.reached = np.load(there, mmap_mode="r", allow_pickle=False) if there.exists() else None
             masks = folder / "masks.npy"
             self.masks = np.load(masks, mmap_mode="r", allow_pickle=False) if masks.exists() else None
         except (OSError, ValueError, EOFError):

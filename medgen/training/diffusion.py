@@ -41,7 +41,7 @@ class LatentSet:
 
     def conditions(self, at: Index) -> Condition:
         """Conditions of some rows, with their masks."""
-        return replace(self.cond.rows(at), mask=self.rows.at(at).mask)
+        return replace(self.cond.rows(at), mask=self.rows.masks(at))
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,13 @@ class DiffusionTask:
         losses: list[list[torch.Tensor]] = [[] for _ in range(levels)]
         for first in range(0, len(held_out), self.batch):
             at = range(first, min(first + self.batch, len(held_out)))
-            x0, weight = fixed_draw(held_out.rows, at, self.statistics), held_out.rows.at(at).weight
+            rows = held_out.rows.at(at)
+            x0 = fixed_draw(rows, at, self.statistics)
+            cond = replace(held_out.cond.rows(at), mask=rows.mask)
             for level in range(levels):
                 noise = torch.randn(x0.shape, generator=generator("validate", level, first)).to(self.device)
                 uniform = torch.full((len(at),), (level + 0.5) / levels)
-                cond = held_out.conditions(at)
-                losses[level].append(self.process.loss(network, x0, cond, noise, uniform, weight=weight))
+                losses[level].append(self.process.loss(network, x0, cond, noise, uniform, weight=rows.weight))
         means = np.array([float(torch.cat(rows).mean()) for rows in losses])
         return {band: float(np.mean(part)) for band, part in zip(BANDS, np.split(means, 3), strict=True)}
 

@@ -174,6 +174,7 @@ def train(
     log = TrainingLog(folder, resume_at=step) if here.first else None
     if keeper:
         keeper.starts(step)
+    asked = schedule.precision
     schedule, remark = _settled(task, step, schedule, device, here)
     if remark and on_progress and here.first:
         on_progress(round(1000 * schedule.share(step, clock.seconds)), 1000, remark)
@@ -201,9 +202,7 @@ def train(
             good = good_path(folder, watch.good)
             if watch.rollbacks >= schedule.rollbacks or not good.exists():
                 tried = f", after going back {watch.rollbacks} times" if watch.rollbacks else ""
-                ways = "lower its learning_rate" + (
-                    ", or let precision be auto" if schedule.precision == "bfloat16" else ""
-                )
+                ways = "lower its learning_rate" + (", or let precision be auto" if asked == "bfloat16" else "")
                 raise InputError(
                     f"the training in {folder} diverged at step {step} ({reason}){tried}; {ways}"
                 ) from None

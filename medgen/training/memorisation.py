@@ -18,7 +18,7 @@ import torch
 from scipy.stats import binom
 
 from medgen.sampling.noise import generator
-from medgen.store.latent_rows import LatentRows
+from medgen.store.latent_rows import Encodings, LatentRows
 from medgen.store.latents import LatentStatistics
 
 _ROWS = 64
@@ -48,10 +48,10 @@ class Memorisation:
     ) -> None:
         self.train, self.statistics = train, statistics
         group, some = torch.as_tensor(subjects), _spread(len(train))
-        self.own = self.nearness(fixed_draw(train, some, statistics), others=group[some][:, None] != group[None])
+        self.own = self.nearness(self._drawn(train, some), others=group[some][:, None] != group[None])
         self.new = None
         if held_out is not None:
-            self.new = self.nearness(fixed_draw(held_out, _spread(len(held_out)), statistics))
+            self.new = self.nearness(self._drawn(held_out, _spread(len(held_out))))
         known = self.own if self.new is None else np.concatenate([self.own, self.new])
         known = known[np.isfinite(known)]
         self.threshold = float(np.quantile(known, quantile)) if len(known) else 0.0
@@ -74,17 +74,20 @@ class Memorisation:
         }
         return figures if self.new is None else figures | {"nearness_held_out": float(np.median(self.new))}
 
+    def _drawn(self, rows: LatentRows, some: Sequence[int]) -> torch.Tensor:
+        """Fixed draws of some rows, a few read at a time."""
+        parts = [some[first : first + _ROWS] for first in range(0, len(some), _ROWS)]
+        return torch.cat([fixed_draw(rows.at(part), part, self.statistics) for part in parts])
+
     def nearness(self, points: torch.Tensor, *, others: torch.Tensor | None = None) -> np.ndarray:
         """Of standardised latents (n, C, X, Y, Z) to the training rows, see :func:`nearness`."""
         parts = (slice(first, first + _ROWS) for first in range(0, len(self.train), _ROWS))
-        return nearness(
-            points, (self.statistics.standardise(self.train.at(part).mean) for part in parts), others=others
-        )
+        return nearness(points, (self.statistics.standardise(self.train.means(part)) for part in parts), others=others)
 
 
-def fixed_draw(rows: LatentRows, index: Sequence[int], statistics: LatentStatistics) -> torch.Tensor:
-    """Standardised draws (n, C, X, Y, Z) of the posteriors of some rows; of each row the same every time."""
-    mean, logvar, *_ = rows.at(index)
+def fixed_draw(rows: Encodings, index: Sequence[int], statistics: LatentStatistics) -> torch.Tensor:
+    """Standardised draws (n, C, X, Y, Z) of the posteriors of rows; of each number of ``index`` the same every time."""
+    mean, logvar, *_ = rows
     noise = torch.stack([torch.randn(mean.shape[1:], generator=generator("fixed draw", r)) for r in index])
     return statistics.standardise(mean + torch.exp(0.5 * logvar) * noise.to(mean.device))
 

@@ -1,7 +1,9 @@
 import threading
 import time
+from contextlib import closing
 
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from medgen.errors import InputError
 from medgen.prepare.workers import in_order
@@ -21,6 +23,16 @@ def test_results_come_in_order_and_are_made_ahead():
         assert len(begun) <= len(used) + 3, "no more wait than there are threads"
     assert used == [n * n for n in range(9)] and len(begun) == 9
     assert all(name.startswith("medgen-ahead") for _, name in begun)
+
+
+def test_who_leaves_early_leaves_nothing_behind():
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    with pytest.raises(KeyError), closing(in_order(lambda job: job, range(100), 2)) as made:
+        for result in made:
+            assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == 1
+            raise KeyError(result)
+    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
+    assert not [t for t in threading.enumerate() if t.name.startswith("medgen-ahead")]
 
 
 def test_an_error_ends_it_and_nothing_is_left_running():

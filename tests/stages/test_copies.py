@@ -97,6 +97,9 @@ def test_an_encoding_that_was_stopped_goes_on(tiny_run, tmp_path, monkeypatch):
     assert not (folder / "latents" / "index.json").exists()
     latents(run)
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8], "what was encoded is not encoded again"
+    seen.clear()
+    latents(run)
+    assert not seen, "what is whole stays, where its config comes back"
     for name in ("mean.npy", "logvar.npy", "reached.npy", "index.json"):
         assert (folder / "latents" / name).read_bytes() == (tmp_path / "whole" / "latents" / name).read_bytes()
 

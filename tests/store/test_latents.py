@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from medgen.errors import InputError
+from medgen.store import latent_rows
 from medgen.store.latent_rows import LatentRows
 from medgen.store.latent_writer import ENCODING, LatentWriter
 from medgen.store.latents import Latents, LatentStatistics
+from medgen.store.patches import PatchSampler
 from tests.encodings import write_latents
 
 CPU = torch.device("cpu")
@@ -87,6 +89,43 @@ def test_an_encoding_of_another_length_or_without_its_files_begins_again(tmp_pat
     (tmp_path / ENCODING / "mean.npy").unlink()
     with LatentWriter(tmp_path, 3) as other:
         assert other.cases == []
+
+
+def test_a_file_that_lost_rows_is_not_filled_with_zeros(tmp_path):
+    with LatentWriter(tmp_path, 3) as writer:
+        for r in range(2):
+            writer.add(row_of(r), r)
+        writer.commit(now=True)
+    path = tmp_path / ENCODING / "mean.npy"
+    path.write_bytes(path.read_bytes()[:-7])
+    with LatentWriter(tmp_path, 3) as again:
+        assert again.cases == []
+
+
+def test_what_is_asked_for_alone_is_read(tmp_path, monkeypatch):
+    mean = np.random.default_rng(0).normal(size=(7, 2, 4, 4, 6)).astype(np.float32)
+    masks = np.zeros((7, 8, 4, 4, 6), np.int8)
+    rows = LatentRows(mean, mean, CPU, masks=masks, share=0.0)
+    read = []
+    monkeypatch.setattr(latent_rows, "_tensor", lambda array: read.append(array.shape) or torch.from_numpy(array))
+    assert torch.equal(rows.means([3, 1]), torch.from_numpy(mean[[3, 1]])) and set(read) == {(2, 4, 4, 6)}
+    read.clear()
+    assert rows.masks(slice(0, 2)).dtype == torch.int16 and read == [(8, 4, 4, 6)] * 2
+    assert LatentRows(mean, mean, CPU).masks([0]) is None
+
+
+def test_an_accelerator_crops_weights_and_masks_as_a_cpu_does():
+    rng = np.random.default_rng(0)
+    arrays = [
+        torch.from_numpy(rng.normal(size=(5, 2, 6, 6, 6)).astype(np.float32)),
+        torch.from_numpy(rng.random((5, 1, 6, 6, 6)) > 0.5),
+        torch.from_numpy(rng.integers(-1, 9, (5, 8, 6, 6, 6)).astype(np.int8)),
+    ]
+    options = {"seed": 3, "kinds": ("latent", "latent", "label"), "label_dtype": torch.int16}
+    one, other = (PatchSampler(arrays, (4, 6, 2), 3, batched=batched, **options) for batched in (False, True))
+    for step in range(4):
+        a, b = one(step).arrays, other(step).arrays
+        assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0])

@@ -84,6 +84,14 @@ def test_a_training_is_the_same_where_latents_are_read_from_disk():
     assert kept.validate(averages) == read.validate(averages)
 
 
+def test_a_validation_reads_each_row_once_an_average():
+    held_out, loads = latents(4, share=0.0), []
+    held_out.rows._one = lambda name, at, one=held_out.rows._one: loads.append((name, len(list(at)))) or one(name, at)
+    t = task(latents(5), held_out)
+    t.validate({key("network", p): Ema(t.network, g) for p, g in GAMMAS.items()})
+    assert sum(n for name, n in loads if name == "mean") == 2 * 4
+
+
 def test_what_layers_draw_is_a_function_of_the_step_too():
     class Dropping(Spy):
         def forward(self, x, time, cond):

@@ -38,6 +38,17 @@ def test_copies_are_told_from_new_cases_and_from_blurred_ones():
     assert blurred["memorised"] == 0 and blurred["nearness"] > curve.threshold
 
 
+def test_it_is_the_same_where_rows_are_read_from_disk():
+    train, held_out, new = latents(150, 0), latents(80, 1), latents(5, 2)
+
+    def at(share):
+        rows, held = (LatentRows(z, torch.full_like(z, -6.0), z.device, share=share) for z in (train, held_out))
+        return Memorisation(rows, PLAIN, list(range(len(train))), held, 0.05)
+
+    kept, read = at(1.0), at(0.0)
+    assert kept.measure(new) == read.measure(new) and kept.threshold == read.threshold > 0
+
+
 def test_other_encodings_of_a_subject_are_no_other_patients():
     train = latents(20, 0)
     twice = torch.cat([train, train + 0.01])

@@ -23,6 +23,7 @@ from medgen.store.run_state import stands
 from medgen.training.memorisation import Memorisation
 
 ON = True
+_SHARE = 0.1  # of the memory; shards of a dataset hold it each
 
 
 def build(context: Context, *, quantile: float = 0.01, run: Path = Path()) -> Judge:
@@ -86,5 +87,6 @@ def _yardstick(context: Context, run: Path, quantile: float) -> Memorisation:
     number = numbered(subjects)
     if len(number) < 2:
         raise CannotJudgeError("the training cases are of one subject, so nothing says how near subjects are")
-    rows = LatentRows(stored.mean, stored.logvar, torch.device("cpu"), index=training)
+    # Every draw is compared with all of them; what is not kept is read again, mostly from the system's own memory.
+    rows = LatentRows(stored.mean, stored.logvar, torch.device("cpu"), index=training, share=_SHARE)
     return Memorisation(rows, ours, [number[s] for s in subjects], None, quantile)
