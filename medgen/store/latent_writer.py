@@ -1,4 +1,4 @@
-"""Writing latents row after row: memory holds one of them, and an encoding that was killed goes on.
+"""Writing latents row after row: memory never holds them all, and an encoding that was killed goes on.
 
 Rows are appended to ``.npy`` files in ``encoding/`` inside the folder; ``rows.json`` there, written after them, says
 how many are whole. When all are, the files are renamed into place and ``index.json`` comes last.

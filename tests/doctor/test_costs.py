@@ -25,6 +25,7 @@ from medgen.generation.generator import Generator
 from medgen.stages.conditions import conditions
 from medgen.stages.data import read
 from medgen.stages.run import Run
+from medgen.store.latents import Latents
 from medgen.store.prepared import Prepared
 from tests.tiny import TINY
 
@@ -93,6 +94,21 @@ def test_another_machine_is_computed_and_not_run(tiny_run: Path, monkeypatch: py
     thrice = foreseen(folded, tiny_run, Machine(1e-3))
     assert thrice["autoencoder"]["times"] == 3
     assert thrice["synthetic"]["total_seconds"] == pytest.approx(3 * slow["synthetic"]["total_seconds"])
+
+
+def test_latents_that_a_device_does_not_hold_stay_on_disk(tiny_run: Path) -> None:
+    raw = on_disk(tiny_run)
+    raw["latents"] = {"copies": 3, "mirror": True}
+    stored = Latents(tiny_run / "latents")
+    row = stored.mean[0].nbytes + stored.logvar[0].nbytes + stored.reached[0].nbytes
+    large = foreseen(raw, tiny_run, Machine(1e-3, memory_bytes=2**40))
+    assert large["diffusion"]["resident_bytes"] == row * (6 * 4 * 2 + 2)
+    held = foreseen(raw, tiny_run, Machine(1e-3, memory_bytes=row * 60))["diffusion"]["resident_bytes"]
+    assert held == row * 2, "training rows exceed their share, the two held-out ones do not"
+    run = Run(config.build(raw, "tiny"), tiny_run, lambda *_: None)
+    told = network_costs.experiment_costs(run, training=6, cases=8, machine=Machine(1e-3))[0]
+    (cost,) = (f.what for f in told if f.where == "latents")
+    assert "52 encodings" in cost and "on disk" in cost
 
 
 def test_a_student_is_costed_and_draws_in_its_steps(tiny_run: Path) -> None:
