@@ -67,15 +67,37 @@ def test_without_nnunet_it_is_one_sentence(recipe, tmp_path, monkeypatch):
     assert "set nnUNet_raw" in invoke(recipe, tmp_path).output
 
 
+def test_few_real_cases_are_seen_as_often_as_many_synthetic_ones(recipe):
+    real, synthetic = [f"r{i}" for i in range(5)], [f"syn{i:06d}" for i in range(199)]
+    splits = [{"train": real, "val": ["v"]}, {"train": [*real, *synthetic], "val": ["v"]}]
+    first, second = recipe.balanced(splits, 0.5)
+    assert first == splits[0] and second["val"] == ["v"] and set(second["train"]) == {*real, *synthetic}
+    seen = {name: second["train"].count(name) for name in second["train"]}
+    assert {seen[name] for name in real} == {40} and {seen[name] for name in synthetic} == {1}
+    quarter = recipe.balanced(splits, 0.25)[1]["train"]
+    assert sum(name in real for name in quarter) / len(quarter) == pytest.approx(0.75, abs=0.01)
+    few = recipe.balanced([{"train": real, "val": []}, {"train": [*real, "syn000000"], "val": []}], 0.5)[1]["train"]
+    assert sorted(few) == [*real, "syn000000"]
+
+
 def test_a_command_that_fails_is_one_sentence(recipe, tmp_path, monkeypatch):
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(recipe, "combine_size", lambda *_: SimpleNamespace(real=3, synthetic=2))
     monkeypatch.setattr(recipe.subprocess, "run", lambda words, check: SimpleNamespace(returncode=1))
+    raw = tmp_path / "raw" / "Dataset701_utility5"
+    raw.mkdir(parents=True)
+    (raw / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": []}, {"train": ["a", "b"], "val": []}]))
     said = invoke(recipe, tmp_path)
     assert said.exit_code == 1 and "nnUNetv2_plan_and_preprocess -d 701" in said.output and "failed" in said.output
     assert "Traceback" not in said.output and not (tmp_path / "preprocessed").exists()
+    # What was trained on one share is not compared as another.
+    recipe.fold_of(tmp_path / "results", raw.name, "3d_fullres", "nnUNetTrainer", 1).mkdir(parents=True)
+    (tmp_path / "preprocessed" / raw.name).mkdir(parents=True)
+    (tmp_path / "preprocessed" / raw.name / "splits_final.json").write_text("[]")
+    again = invoke(recipe, tmp_path)
+    assert again.exit_code == 2 and "remove" in again.output
 
 
 def test_arms_are_compared_case_by_case(recipe, tmp_path):

@@ -6,10 +6,10 @@
 
 One raw dataset holds the labelled real cases of that size, the held-out ones and the synthetic pairs of the generator
 that saw no other label. Its `splits_final.json` has a fold for each arm: fold 0 trains on real cases alone, fold 1 on
-real and synthetic ones; both are validated on the same held-out real cases. So both arms have one plan, one network
-and as many iterations. nnU-Net predicts the validation cases at the end of a training with its last weights, which no
-validation has chosen, and `nnUNetv2_predict` can do the same for new cases. A finished fold is not trained again, and
-one that was stopped goes on.
+real and synthetic ones, half of each; both are validated on the same held-out real cases. So both arms have one plan,
+one network and as many iterations. nnU-Net predicts the validation cases at the end of a training with its last
+weights, which no validation has chosen, and `nnUNetv2_predict` can do the same for new cases. A finished fold is not
+trained again, and one that was stopped goes on.
 """
 
 import json
@@ -73,6 +73,18 @@ def fold_of(results: Path, name: str, configuration: str, trainer: str, fold: in
     return results / name / f"{trainer}__nnUNetPlans__{configuration}" / f"fold_{fold}"
 
 
+def balanced(splits: list[dict[str, list[str]]], share: float) -> list[dict[str, list[str]]]:
+    """Splits in which so large a share of what fold 1 trains on is synthetic, however many cases there are.
+
+    nnU-Net draws its cases evenly from the list, so a real case that is listed k times is seen k times as often. Fewer
+    synthetic than real cases stay as they are.
+    """
+    real, both = splits[0]["train"], splits[1]["train"]
+    synthetic = sorted(set(both) - set(real))
+    times = max(1, round(len(synthetic) * (1 - share) / share / len(real)))
+    return [splits[0], {**splits[1], "train": [*sorted(real) * times, *synthetic]}]
+
+
 def compare(folders: list[Path], subjects: dict[str, str]) -> str:
     """Mean Dice of both arms, and the paired difference with its 95% interval over held-out subjects.
 
@@ -105,6 +117,9 @@ def nnunet_utility(
         "nnUNetTrainer"
     ),
     device: Annotated[str, typer.Option(help="Where nnU-Net runs: cuda, cpu or mps.")] = "cuda",
+    share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Of the patches of fold 1 that are synthetic.")
+    ] = 0.5,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, write and train nothing.")] = False,
 ) -> None:
     """Export both arms, train nnU-Net on each, and print the paired difference on the held-out cases."""
@@ -126,14 +141,18 @@ def nnunet_utility(
         raise typer.BadParameter("nnU-Net is not installed; install it with: pip install 'medgen[nnunet]'")
     told = combine_size(run, size, raw / name)
     print(f"{told.real} real and {told.synthetic} synthetic cases in {raw / name}")
+    splits = json.dumps(balanced(json.loads((raw / name / SPLITS).read_text()), share))
+    begun = fold_of(results, name, configuration, trainer, 1)
+    if begun.is_dir() and (ready / name / SPLITS).is_file() and (ready / name / SPLITS).read_text() != splits:
+        raise typer.BadParameter(f"{begun} was trained on other cases or with another --share; remove it first")
     for words in asked:
         if subprocess.run(words, check=False).returncode:
             print(f"{shlex.join(words)} failed, see above; mend that and run this again: what is finished is kept")
             raise typer.Exit(1)
         if words[0] == "nnUNetv2_plan_and_preprocess":
-            # nnU-Net reads the folds from here, and would else draw its own.
-            shutil.copyfile(raw / name / SPLITS, ready / name / SPLITS)
             (ready / name / f"{DONE}_{configuration}").touch()
+        # nnU-Net reads the folds from here, and would else draw its own.
+        (ready / name / SPLITS).write_text(splits)
     subjects = {case.case_id: case.subject_id for case in read_cohort(raw / name).cases}
     print(compare([fold_of(results, name, configuration, trainer, fold) for fold in range(len(ARMS))], subjects))
 
