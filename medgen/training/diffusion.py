@@ -1,6 +1,7 @@
 """Training a latent diffusion model."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from medgen.training.optimiser import adamw
 
 BANDS = ("low", "mid", "high")
 LEVELS_A_BAND = 3
+_PROBED = 200  # steps among which one of the other extent is looked for
 # Of a device's memory, for latents; what does not fit is read from disk, batch by batch.
 TRAINING_SHARE, HELD_OUT_SHARE = 0.3, 0.05
 
@@ -142,9 +144,20 @@ class DiffusionTask:
     def _batch(self, step: int) -> Batch:
         if self.cropped is None or self.crops is None:
             return self.whole(step)
+        return (self.whole if self._is_whole(step, self.crops) else self.cropped)(step)
+
+    def _is_whole(self, step: int, crops: Crops) -> bool:
         # All processes crop in the same steps, so that none waits for another.
-        whole = float(torch.rand(1, generator=generator("whole", self.seed, step))) < self.crops.full_share
-        return (self.whole if whole else self.cropped)(step)
+        return float(torch.rand(1, generator=generator("whole", self.seed, step))) < crops.full_share
+
+    def probes(self, step: int) -> Sequence[int]:
+        """See :class:`medgen.training.loop.Varied`: a step on whole latents and one on crops."""
+        crops = self.crops
+        if crops is None:
+            return [step]
+        whole = self._is_whole(step, crops)
+        other = (s for s in range(step + 1, step + _PROBED) if self._is_whole(s, crops) != whole)
+        return [step, *itertools.islice(other, 1)]
 
     @torch.no_grad()
     def validate(self, averages: Mapping[str, Ema]) -> Mapping[str, float]:

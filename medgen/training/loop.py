@@ -8,10 +8,10 @@ names the one in force, so a killed training repeats even that.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,6 +58,15 @@ class Task(Protocol):
 
     def panel(self, averages: Mapping[str, Ema]) -> np.ndarray | None:
         """A picture (H, W, 3) uint8 of how it goes, or None."""
+        ...
+
+
+@runtime_checkable
+class Varied(Protocol):
+    """A task whose batches differ in extents."""
+
+    def probes(self, step: int) -> Sequence[int]:
+        """Numbers of steps, from ``step`` on, that together show every extent."""
         ...
 
 
@@ -263,9 +272,13 @@ def _settled(task: Task, step: int, schedule: Schedule, device: torch.device, he
     if schedule.precision != "auto" or not bfloat16_pays(device) or device.type != "cpu":
         return schedule, ""
 
+    start = schedule.accumulate * step
+    probes = task.probes(start) if isinstance(task, Varied) else [start]
+
     def forward() -> None:
         # The batch of the step to come, as far as its first loss, late enough for all parts of it to take part.
-        next(task.step(schedule.accumulate * step, 1.0))
+        for probe in probes:
+            next(task.step(probe, 1.0))
 
     wrong = unsound(task.modules.values(), forward, device)
     if not here.agree(float(wrong is not None)):

@@ -66,6 +66,18 @@ def test_crops_are_told_where_they_lie_and_mixed_with_whole_latents():
     assert not torch.equal(other.network.seen[0][0], t.network.seen[17][0])
 
 
+def test_both_extents_are_probed_before_a_precision_is_chosen():
+    t = task(latents(5), crops=Crops((4, 2, 2), 0.5))
+    for start in (0, 3, 17):
+        t.network.seen.clear()
+        for step in t.probes(start):
+            next(t.step(step, 0.0))
+        assert t.probes(start)[0] == start
+        assert {tuple(x.shape[2:]) for x, _ in t.network.seen} == {EXTENT, (4, 2, 2)}
+    assert list(task(latents(5)).probes(3)) == [3]
+    assert list(task(latents(5), crops=Crops((4, 2, 2), 1.0)).probes(3)) == [3]
+
+
 def test_a_training_is_the_same_where_latents_are_read_from_disk():
     weight = torch.rand(5, 1, *EXTENT, generator=torch.Generator().manual_seed(0)) > 0.3
     masks = torch.randint(-1, 4, (5, 8, *EXTENT), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
