@@ -67,6 +67,28 @@ def test_without_nnunet_it_is_one_sentence(recipe, tmp_path, monkeypatch):
     assert "set nnUNet_raw" in invoke(recipe, tmp_path).output
 
 
+def test_the_folds_are_there_before_a_training_reads_them(recipe, tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(recipe, "combine_size", lambda *_: SimpleNamespace(real=1, synthetic=3))
+    raw, ready = (tmp_path / part / "Dataset701_utility5" for part in ("raw", "preprocessed"))
+    raw.mkdir(parents=True)
+    ready.mkdir(parents=True)
+    splits = [{"train": ["a"], "val": []}, {"train": ["a", "x", "y", "z"], "val": []}]
+    (raw / "splits_final.json").write_text(json.dumps(splits))
+    (ready / f"{recipe.DONE}_3d_fullres").touch()
+    seen = []
+
+    def run(words, check):
+        seen.append(json.loads((ready / "splits_final.json").read_text()))
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(recipe.subprocess, "run", run)
+    assert invoke(recipe, tmp_path).exit_code == 1
+    assert seen == [recipe.balanced(splits, 0.5)]
+
+
 def test_few_real_cases_are_seen_as_often_as_many_synthetic_ones(recipe):
     real, synthetic = [f"r{i}" for i in range(5)], [f"syn{i:06d}" for i in range(199)]
     splits = [{"train": real, "val": ["v"]}, {"train": [*real, *synthetic], "val": ["v"]}]

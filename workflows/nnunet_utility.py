@@ -50,21 +50,8 @@ def commands(
     for fold, arm in enumerate(ARMS):
         said = ["-i", str(raw / name / "imagesTs"), "-o", str(results / name / f"predicted_{arm.replace(' ', '_')}")]
         if (raw / name / "imagesTs").is_dir():  # further cases of the user's own
-            found.append(
-                [
-                    "nnUNetv2_predict",
-                    *said,
-                    "-d",
-                    str(dataset),
-                    "-c",
-                    configuration,
-                    "-tr",
-                    trainer,
-                    "-f",
-                    str(fold),
-                    *on,
-                ]
-            )
+            of = ["-d", str(dataset), "-c", configuration, "-tr", trainer, "-f", str(fold)]
+            found.append(["nnUNetv2_predict", *said, *of, *on])
     return found
 
 
@@ -146,13 +133,13 @@ def nnunet_utility(
     if begun.is_dir() and (ready / name / SPLITS).is_file() and (ready / name / SPLITS).read_text() != splits:
         raise typer.BadParameter(f"{begun} was trained on other cases or with another --share; remove it first")
     for words in asked:
+        if words[0] == "nnUNetv2_train":  # which reads the folds from here, and would else draw its own
+            (ready / name / SPLITS).write_text(splits)
         if subprocess.run(words, check=False).returncode:
             print(f"{shlex.join(words)} failed, see above; mend that and run this again: what is finished is kept")
             raise typer.Exit(1)
         if words[0] == "nnUNetv2_plan_and_preprocess":
             (ready / name / f"{DONE}_{configuration}").touch()
-        # nnU-Net reads the folds from here, and would else draw its own.
-        (ready / name / SPLITS).write_text(splits)
     subjects = {case.case_id: case.subject_id for case in read_cohort(raw / name).cases}
     print(compare([fold_of(results, name, configuration, trainer, fold) for fold in range(len(ARMS))], subjects))
 

@@ -39,8 +39,13 @@ def diffusion(run: Run) -> None:
     stored = Latents(run.folder / "latents")
     encoder, cases = fit_encoder(run)
     training, held_rows = stored.rows(run.train_cases()), stored.rows(run.held_out_cases(), mirrored=False)
-    train_set = latent_set(run, stored, encoder, cases, training, TRAINING_SHARE)
-    held_out = latent_set(run, stored, encoder, cases, held_rows, HELD_OUT_SHARE) if held_rows else None
+    weight = None
+    if c.mask_padding and stored.reached is not None:
+        # What enough training cases show is known; held-out cases are judged by the same.
+        known = padding.known(stored.reached[stored.rows(run.train_cases(), mirrored=False)])
+        weight = padding.weights(stored.reached, known)
+    train_set = latent_set(run, stored, encoder, cases, training, weight, TRAINING_SHARE)
+    held_out = latent_set(run, stored, encoder, cases, held_rows, weight, HELD_OUT_SHARE) if held_rows else None
     if encoder.states is not None and encoder.states.cut:
         remark = f"{encoder.states.cut} texts are longer than covariates.text_tokens and were cut"
         run.progress("diffusion", 0, 1, remark)
@@ -122,6 +127,7 @@ def latent_set(
     encoder: ConditionEncoder,
     cases: Sequence[dict[str, Value]],
     rows: Sequence[int],
+    weight: np.ndarray | None,
     share: float,
 ) -> LatentSet:
     """Some rows of the stored latents with their conditions.
@@ -132,6 +138,7 @@ def latent_set(
         encoder: of the conditions.
         cases: covariates of every prepared case.
         rows: of the latents.
+        weight: of every stored latent in the loss, None where all count.
         share: of the device's memory that they may take.
     """
     values = []
@@ -140,11 +147,6 @@ def latent_set(
         if again is not None:
             row = {**row, **derived_row(run, {**run.store.cases[stored.cases[r]].covariates, **again})}
         values.append(row)
-    weight = None
-    if run.config.diffusion.mask_padding and stored.reached is not None:
-        # What enough training cases show is known; held-out cases are judged by the same.
-        known = padding.known(stored.reached[stored.rows(run.train_cases(), mirrored=False)])
-        weight = padding.weights(stored.reached, known)
     kept = LatentRows(
         stored.mean, stored.logvar, run.device, index=rows, weight=weight, masks=stored.masks, share=share
     )

@@ -8,7 +8,7 @@ import torch
 
 from medgen.store import machine
 from medgen.store.patches import Kind, PatchSampler
-from medgen.store.pool import SHARE, Pool, Resident, Volumes
+from medgen.store.pool import SHARE, Pool, Resident, Volumes, gathered
 
 Array = np.ndarray | torch.Tensor
 Index = Sequence[int] | slice
@@ -59,9 +59,10 @@ class LatentRows:
         self._index = list(range(len(mean)) if index is None else index)
         self.device, self.channels = device, int(mean.shape[1])
         self.extent = (int(mean.shape[2]), int(mean.shape[3]), int(mean.shape[4]))
-        needed = len(self) * sum(row.numel() * row.element_size() for row in self._load(0)) if self._index else 0
+        assert self._index, "there is no row"
+        needed = len(self) * sum(row.numel() * row.element_size() for row in self._load(0))
         self.resident = needed <= share * machine.device_bytes(device)
-        self._arrays = self._gathered() if self.resident else ()
+        self._arrays = gathered(self._load, len(self), device) if self.resident else ()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -120,17 +121,6 @@ class LatentRows:
 
     def _load(self, row: int) -> tuple[torch.Tensor, ...]:
         return tuple(_tensor(array[self._index[row]]) for array in self._given.values())
-
-    def _gathered(self) -> tuple[torch.Tensor, ...]:
-        """All rows on the device; row by row into their places, so that they are never held twice."""
-        found = []
-        for array in self._given.values():
-            shape = (len(self), *array.shape[1:])
-            kept = torch.empty(shape, dtype=_tensor(array[:1]).dtype, device=self.device)
-            for place, row in enumerate(self._index):
-                kept[place].copy_(_tensor(array[row]))
-            found.append(kept)
-        return tuple(found)
 
 
 def _tensor(array: Array) -> torch.Tensor:

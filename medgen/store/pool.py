@@ -238,9 +238,13 @@ def held(
     )
     if fitting < cases:
         return Pool(load, cases, resident=fitting, device=device, seed=seed, rank=rank, mix=mix)
-    # Case by case into its place: the cohort is never held twice.
-    arrays = [torch.empty(cases, *a.shape, dtype=a.dtype, device=device) for a in like]
+    return Resident(gathered(load, cases, device), seed=seed, rank=rank, mix=mix)
+
+
+def gathered(load: Load, cases: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The arrays (N, C, X, Y, Z) of all cases on a device; case by case into its place, so that none is held twice."""
+    arrays = tuple(torch.empty(cases, *a.shape, dtype=a.dtype, device=device) for a in load(0))
     for number in range(cases):
         for whole, own in zip(arrays, load(number), strict=True):
             whole[number].copy_(own)
-    return Resident(arrays, seed=seed, rank=rank, mix=mix)
+    return arrays
